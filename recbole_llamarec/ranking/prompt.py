@@ -1,0 +1,392 @@
+"""The ranking prompt: history and candidates as titles, each candidate behind an index letter.
+
+The prompt follows LlamaRec (Yue et al. 2023, arXiv 2311.02089, section 3.3 and its prompt
+template). Titles are tokenised once; a prompt is put together from lists of token ids, and these
+are the ids that the tokenizer gives for the whole text. That holds because pieces are parted only
+in front of a space that follows a non-space: no token crosses that point, neither with a
+GPT-2-style pre-tokeniser nor with SentencePiece BPE. Text that touches a title is encoded with it.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from string import Formatter
+from typing import TYPE_CHECKING, NamedTuple
+
+from recbole_llamarec.ranking.title import TitleRules, prepare_titles, special_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+TITLE_MARK = "\0"  # stands for a title while a layout is made; no template may contain it
+ANCHOR = "x"  # pieces are encoded behind it: SentencePiece treats the start of a text specially
+
+PLACEHOLDERS = {  # field: (required, optional)
+    "text": ({"history", "candidates"}, {"instruction"}),
+    "history_item": ({"title"}, {"number"}),
+    "candidate_item": ({"label", "title"}, set()),
+    "response": ({"label"}, set()),
+}
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The wording of a prompt; each field is the YAML key of the same name behind ``prompt_``.
+
+    Raises:
+        ValueError: A field has wrong placeholders, or its titles could not be tokenised apart
+            from the rest; all faults are named together, each with its key.
+    """
+
+    instruction: str = (
+        "Given user history in chronological order, recommend an item from the candidate pool "
+        "with its index letter."
+    )
+    text: str = (
+        "### Instruction: {instruction}\n\n"
+        "### Input: User history: {history}; Candidate pool: {candidates}\n\n"
+        "### Response:"
+    )
+    history_item: str = "({number}) {title}"
+    candidate_item: str = "({label}) {title}"
+    separator: str = " "
+    empty_history: str = "none"
+    response: str = " {label}"
+
+    def __post_init__(self) -> None:
+        errors = [
+            error
+            for field, (required, optional) in PLACEHOLDERS.items()
+            if (error := placeholder_error(field, getattr(self, field), required, optional))
+        ]
+        errors = errors or self._layout_errors()
+        if errors:
+            raise ValueError("\n".join(errors))
+
+    def render(
+        self, history_titles: Sequence[str], candidate_titles: Sequence[str], labels: Sequence[str]
+    ) -> str:
+        """Return the text of a prompt; the history's numbers start at 1."""
+        history = self.separator.join(
+            self.history_item.format(number=number, title=title)
+            for number, title in enumerate(history_titles, start=1)
+        )
+        candidates = self.separator.join(
+            self.candidate_item.format(label=label, title=title)
+            for label, title in zip(labels, candidate_titles, strict=False)
+        )
+        return self.text.format(
+            instruction=self.instruction,
+            history=history or self.empty_history,
+            candidates=candidates,
+        )
+
+    def _layout_errors(self) -> list[str]:
+        """What forbids tokenising the titles apart from the rest of the prompt."""
+        errors = []
+        if any(TITLE_MARK in str(value) for value in vars(self).values()):
+            errors.append("prompt_* contains the character U+0000; remove it.")
+        if not self.separator.startswith(" "):
+            errors.append(
+                f"prompt_separator is {self.separator!r}: it must begin with a space, "
+                "so that a title's tokens end there; write ' ' or ' | '."
+            )
+        for field in ("history_item", "candidate_item"):
+            value = getattr(self, field)
+            if value != value.strip():
+                errors.append(
+                    f"prompt_{field} is {value!r}: it must neither begin nor end with a space or "
+                    "line break; put these into prompt_text or prompt_separator."
+                )
+        if self.text.index("{history}") > self.text.index("{candidates}"):
+            errors.append(
+                f"prompt_text is {self.text!r}: {{history}} must stand before {{candidates}}."
+            )
+        if errors:
+            return errors
+        start, middle, _ = self.render([TITLE_MARK], [TITLE_MARK], ["A"]).split(TITLE_MARK)
+        for static, where, after_title in (
+            (start, "before the first title of {history}", False),
+            (middle, "between {history} and the first title of {candidates}", True),
+        ):
+            if not cut_points(static, after_title):
+                errors.append(
+                    f"prompt_text is {self.text!r}: {where} there must be a space that follows "
+                    "another character than a space or line break."
+                )
+        return errors
+
+
+def placeholder_error(field: str, value: str, required: set[str], optional: set[str]) -> str | None:
+    """Return what is wrong with a field's placeholders, each of which may stand once, or None."""
+    allowed = ", ".join(f"{{{name}}}" for name in sorted(required | optional))
+    try:
+        parts = [part for part in Formatter().parse(value) if part[1] is not None]
+    except ValueError as error:
+        fault = f"cannot be read ({error}); write a literal brace twice"
+    else:
+        names = [str(name) for _, name, _, _ in parts]
+        if unknown := [name for name in names if name not in required | optional]:
+            fault = f"has the unknown placeholder {{{unknown[0]}}}; write a literal brace twice"
+        elif missing := sorted(required - set(names)):
+            fault = f"lacks the placeholder {{{missing[0]}}}; add it"
+        elif len(names) > len(set(names)):
+            fault = "has a placeholder twice; keep one"
+        elif any(spec or conversion for _, _, spec, conversion in parts):
+            fault = "has a format or conversion in a placeholder; write the bare name"
+        else:
+            return None
+    return f"prompt_{field} is {value!r}: it {fault}. Allowed placeholders: {allowed}."
+
+
+def cut_points(text: str, after_title: bool, special: tuple[str, ...] = ()) -> list[int]:
+    """Return where a text may be cut for tokenising: before a space that follows a non-space.
+
+    Args:
+        text: A static text of the prompt.
+        after_title: Whether a title comes directly before, so that position 0 counts.
+        special: Special tokens; the text behind one is not cut off, since some tokenizers strip
+            the space there or treat what follows as the start of a text.
+    """
+    return [
+        i
+        for i, character in enumerate(text)
+        if character == " "
+        and (not text[i - 1].isspace() if i else after_title)
+        and not text.endswith(special, 0, i)
+    ]
+
+
+class _Slot(NamedTuple):
+    """One title's place in a prompt: the ids before it, and the text that is encoded with it."""
+
+    ids_before: list[int]
+    lead: str
+    glue: str
+    pieces: dict[int, list[int]]  # item id -> ids of lead + title + glue
+
+
+class _Layout(NamedTuple):
+    slots: list[_Slot]
+    ids_after: list[int]
+
+
+class PromptBuilder:
+    """Builds prompts as token ids from titles that are tokenised once, at construction.
+
+    Args:
+        tokenizer: Any tokenizer of transformers. Where it is not piecewise, so that the ids differ
+            from those of the whole text, one warning is logged; the ids spell the same text.
+        titles: Text of each item id; the one of id 0, RecBole's padding item, is never shown.
+        labels: Label of each candidate position.
+        template: The wording.
+        max_history: Most history entries shown, the most recent ones.
+        max_title_tokens: Most tokens of a title; a longer one is cut, everywhere alike.
+        max_prompt_tokens: Most tokens of a prompt; the oldest history entries go first.
+
+    Attributes:
+        titles: The titles as they are shown: cleaned, cut, ``"unknown item"`` where empty.
+        n_shortened: Prompts encoded so far whose history was cut to fit ``max_prompt_tokens``.
+
+    Raises:
+        ValueError: A setting is out of its range, or the tokenizer appends a token to each text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        titles: Sequence[str],
+        labels: Sequence[str],
+        template: PromptTemplate | None = None,
+        max_history: int = 20,
+        max_title_tokens: int = 32,
+        max_prompt_tokens: int | None = None,
+    ):
+        for key, value, least in (
+            ("prompt_max_history", max_history, 0),
+            ("prompt_max_title_tokens", max_title_tokens, 1),
+            ("prompt_max_tokens", max_prompt_tokens, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{key} is {value}: it must be at least {least}.")
+        self.tokenizer = tokenizer
+        self.labels = tuple(labels)
+        self.template = template or PromptTemplate()
+        self.max_history = max_history
+        self.max_prompt_tokens = max_prompt_tokens
+        self.n_shortened = 0
+
+        special = special_texts(tokenizer)
+        self._special = tuple(special)
+        self._layouts: dict[tuple[int, int], _Layout] = {}
+        self._static_ids: dict[str, list[int]] = {}
+        self._pieces: dict[tuple[str, str], dict[int, list[int]]] = {}  # by (lead, glue)
+        rules = TitleRules.build(
+            self.template.text,
+            self.template.history_item,
+            self.template.candidate_item,
+            self.labels,
+            max_history,
+            special,
+        )
+        self.titles, ids = prepare_titles(titles, rules, max_title_tokens, self._encode_pieces)
+        self._pieces[" ", ""] = dict(enumerate(ids))
+        self._check_piecewise()
+
+    def encode(self, history: Sequence[int], candidates: Sequence[int]) -> list[int]:
+        """Return a prompt's token ids, with the tokenizer's own start token if it has one.
+
+        Args:
+            history: Item ids, the oldest first; the last ``max_history`` are shown.
+            candidates: Two or more distinct item ids, in the order of the labels.
+
+        Raises:
+            ValueError: An id is not an item's, the candidates are fewer than two, repeated or more
+                than the labels, or they do not fit ``max_prompt_tokens`` without any history.
+        """
+        recent, candidates = self._check(history, candidates)
+        kept, ids = self._fit(recent, candidates)
+        self.n_shortened += len(kept) < len(recent)
+        return ids
+
+    def text(self, history: Sequence[int], candidates: Sequence[int]) -> str:
+        """Return the text whose token ids :meth:`encode` returns, which see for the arguments."""
+        recent, candidates = self._check(history, candidates)
+        kept, _ = self._fit(recent, candidates)
+        return self._render(kept, candidates)
+
+    def _check(
+        self, history: Sequence[int], candidates: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        recent = [int(i) for i in history[max(0, len(history) - self.max_history) :]]
+        shown = [int(i) for i in candidates]
+        n_items = len(self.titles)
+        if wrong := [i for i in recent + shown if not 0 < i < n_items]:
+            raise ValueError(
+                f"Item id {wrong[0]} has no title: ids go from 1 to {n_items - 1} (0 is padding)."
+            )
+        if not 2 <= len(shown) <= len(self.labels):
+            raise ValueError(
+                f"There are {len(shown)} candidates: there must be 2 to {len(self.labels)}, one "
+                "for each of verbalizer_labels; rank fewer candidates or add labels."
+            )
+        if len(set(shown)) < len(shown):
+            raise ValueError(f"The candidates {shown} hold an item twice; each may stand once.")
+        return recent, shown
+
+    def _fit(self, history: list[int], candidates: list[int]) -> tuple[list[int], list[int]]:
+        """The most recent entries that fit ``max_prompt_tokens``, and the prompt's ids."""
+        for first in range(len(history) + 1):
+            ids = self._assemble(history[first:], candidates)
+            if self.max_prompt_tokens is None or len(ids) <= self.max_prompt_tokens:
+                return history[first:], ids
+        raise ValueError(
+            f"prompt_max_tokens is {self.max_prompt_tokens}, but the prompt of these "
+            f"{len(candidates)} candidates needs {len(ids)} tokens without any history; raise it, "
+            "lower prompt_max_title_tokens or rank fewer candidates."
+        )
+
+    def _assemble(self, history: list[int], candidates: list[int]) -> list[int]:
+        slots, ids_after = self._layout(len(history), len(candidates))
+        ids: list[int] = []
+        for item, slot in zip(history + candidates, slots, strict=True):
+            ids += slot.ids_before
+            if item not in slot.pieces:
+                piece = slot.lead + self.titles[item] + slot.glue
+                slot.pieces[item] = self._encode_pieces([piece])[0]
+            ids += slot.pieces[item]
+        return ids + ids_after
+
+    def _render(self, history: Sequence[int], candidates: Sequence[int]) -> str:
+        return self.template.render(
+            [self.titles[i] for i in history], [self.titles[i] for i in candidates], self.labels
+        )
+
+    def _layout(self, n_history: int, n_candidates: int) -> _Layout:
+        """The prompt's parts around the titles for given numbers of them, made once.
+
+        A static text ``glue body lead`` between two titles is cut at its first and its last cut
+        point: the glue is encoded with the title before it, the lead with the one behind it.
+        """
+        if (n_history, n_candidates) in self._layouts:
+            return self._layouts[n_history, n_candidates]
+        titles = [TITLE_MARK] * n_history, [TITLE_MARK] * n_candidates
+        statics = self.template.render(*titles, self.labels).split(TITLE_MARK)
+        last = len(statics) - 1
+        parts = []
+        for i, static in enumerate(statics):
+            cuts = cut_points(static, i > 0, self._special)
+            if not cuts and i < last:
+                raise ValueError(
+                    f"prompt_text, prompt_separator and the item formats join two titles by "
+                    f"{static!r}, which has no space behind ordinary text; add one."
+                )
+            begin = (cuts[0] if cuts else len(static)) if i else 0
+            end = cuts[-1] if i < last else len(static)
+            body = self._encode_static(static[begin:end], start=i == 0)
+            parts.append((static[:begin], body, static[end:]))
+        slots = [
+            _Slot(body, lead, glue, self._pieces.setdefault((lead, glue), {}))
+            for (_, body, lead), (glue, _, _) in pairwise(parts)
+        ]
+        self._layouts[n_history, n_candidates] = _Layout(slots, parts[-1][1])
+        return self._layouts[n_history, n_candidates]
+
+    def _encode_static(self, text: str, start: bool) -> list[int]:
+        if text not in self._static_ids:
+            encode = self._encode_start if start else lambda piece: self._encode_pieces([piece])[0]
+            self._static_ids[text] = encode(text) if text else []
+        return self._static_ids[text]
+
+    def _encode_start(self, text: str) -> list[int]:
+        """The ids of a prompt's beginning, with the tokens that the tokenizer puts before it."""
+        plain = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = self.tokenizer(text).input_ids
+        if ids[len(ids) - len(plain) :] != plain:
+            raise ValueError(
+                "The tokenizer appends a token to each text, but the labels are read behind the "
+                "prompt's last one; load it with add_eos_token=False."
+            )
+        return ids
+
+    def _encode_pieces(self, pieces: list[str]) -> list[list[int]]:
+        """Encode texts as they are inside a prompt; each must begin at a cut point."""
+        if not pieces:
+            return []
+        anchor = self.tokenizer(ANCHOR, add_special_tokens=False).input_ids
+        texts = [ANCHOR + piece for piece in pieces]
+        rows = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+        return [
+            row[len(anchor) :]
+            if row[: len(anchor)] == anchor
+            else self.tokenizer(piece, add_special_tokens=False).input_ids  # not piecewise
+            for row, piece in zip(rows, pieces, strict=True)
+        ]
+
+    def _check_piecewise(self, n_prompts: int = 8) -> None:
+        """Warn where prompts over the catalogue differ from the tokenizer's own ids."""
+        n_items = len(self.titles) - 1
+        n_candidates = min(len(self.labels), n_items)
+        if n_candidates < 2:
+            return
+        differing = 0
+        for k in range(n_prompts):
+            length = k * self.max_history // (n_prompts - 1)
+            first = k * n_items // n_prompts
+            items = [1 + (first + j) % n_items for j in range(length + n_candidates)]
+            history, candidates = items[:length], items[length:]
+            ids = self._assemble(history, candidates)
+            full = self.tokenizer(self._render(history, candidates), verbose=False).input_ids
+            differing += ids != full
+        if differing:
+            logger.warning(
+                "%s is not piecewise: %d of %d prompts have other token ids than their whole text "
+                "(which they still spell). Training and ranking use the same ids, so that only "
+                "prompts tokenised elsewhere would differ.",
+                type(self.tokenizer).__name__,
+                differing,
+                n_prompts,
+            )

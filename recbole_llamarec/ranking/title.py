@@ -1,0 +1,246 @@
+"""Cleaning and shortening of item titles, so that no title can pass for a part of the prompt.
+
+The rules of :func:`clean_title`, applied until none of them changes the text any more:
+
+1. Lone surrogates become U+FFFD.
+2. Whitespace, line breaks, control characters and U+2581 (SentencePiece's space mark) become
+   single spaces; the ends are stripped.
+3. A special or added token of the tokenizer (``<|im_end|>``, ``</s>``) gets a space after its
+   first character. Where that gives such a token again, or the token is one character long, a
+   space takes its place.
+4. A heading of the template, that is the words before a colon in ``prompt_text`` (``User
+   history:``), loses its colon, in upper or lower case. Runs of two or more ``#`` go; the single
+   one of ``C#`` and ``#1`` stays.
+5. An item marker of the template for one of the labels or for a history number, ``(B)``, ``( 7 )``,
+   gets square brackets. Other punctuation of a marker (the full stop of ``B.``) goes, and so do
+   brackets where the template's own markers are square. Every other bracket stays: ``(1995)``.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SPACES = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2581]+")
+SURROGATES = re.compile(r"[\ud800-\udfff]")
+HASHES = re.compile(r"##+")
+HEADING_IN_TEMPLATE = re.compile(r"(\w[\w '&/-]*?) ?[:：]")
+UNTITLED = "unknown item"  # shown for an item whose title is empty after cleaning
+ZERO_WIDTH_JOINER = "\u200d"
+
+
+@dataclass(frozen=True)
+class TitleRules:
+    """The compiled rules of :func:`clean_title` for one template, label set and tokenizer."""
+
+    tokens: re.Pattern[str] | None
+    token_replacements: dict[str, str]
+    headings: re.Pattern[str] | None
+    markers: tuple[re.Pattern[str], ...]
+    marker_table: dict[int, str]
+
+    @classmethod
+    def build(
+        cls,
+        text: str,
+        history_item: str,
+        candidate_item: str,
+        labels: Sequence[str],
+        max_history: int,
+        special_texts: Iterable[str] = (),
+    ) -> "TitleRules":
+        """Compile the rules from the template's fields.
+
+        Args:
+            text: ``prompt_text``; its headings are the words before a colon.
+            history_item: ``prompt_history_item``.
+            candidate_item: ``prompt_candidate_item``.
+            labels: The candidates' labels.
+            max_history: History numbers 1 to this one count as markers.
+            special_texts: Texts that the tokenizer reads as one special or added token.
+
+        Raises:
+            ValueError: A marker has no punctuation by which it could be told from a word.
+        """
+        literal = re.sub(r"\{\w+\}", "\n", text)
+        headings = [SPACES.sub(" ", h) for h in HEADING_IN_TEMPLATE.findall(literal)]
+        numbers = [str(n) for n in range(1, max_history + 1)]
+        sides = [
+            (_marker_sides(candidate_item, "label"), labels),
+            (_marker_sides(history_item, "number"), numbers),
+        ]
+        shown = "".join("".join(pair) for pair, _ in sides if pair)
+        square = {ord("("): "[", ord(")"): "]"} if not set("[]") & set(shown) else {}
+        special = sorted({t for t in special_texts if t.strip()}, key=len, reverse=True)
+        tokens = re.compile(_any_of(special)) if special else None
+        return cls(
+            tokens=tokens,
+            token_replacements={t: _broken_up(t, tokens) for t in special} if tokens else {},
+            headings=re.compile(rf"(?<!\w)({_any_of(headings)})(?: ?[:：])+", re.IGNORECASE)
+            if headings
+            else None,
+            markers=tuple(_marker_pattern(*pair, names) for pair, names in sides if pair and names),
+            marker_table={ord(c): "" for c in shown if not c.isalnum()} | square,
+        )
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """A regular expression for any of the texts, the longest first."""
+    return "|".join(re.escape(t) for t in sorted(set(texts), key=len, reverse=True))
+
+
+def _broken_up(token: str, tokens: re.Pattern[str]) -> str:
+    """The token with a space after its first character, or a space if that cannot break it."""
+    broken = SPACES.sub(" ", f"{token[0]} {token[1:]}")
+    return " " if len(token) == 1 or token[1].isspace() or tokens.search(broken) else broken
+
+
+def _marker_sides(item: str, name: str) -> tuple[str, str] | None:
+    """The text that touches ``{name}`` on its left and right in an item format, if it is there."""
+    found = re.search(rf"([^\s{{}}]*)\{{{name}\}}([^\s{{}}]*)", item)
+    if not found:
+        return None
+    left, right = found.groups()
+    if (left + right).isalnum() or not left + right:
+        key = "prompt_candidate_item" if name == "label" else "prompt_history_item"
+        raise ValueError(
+            f"{key} is {item!r}: {{{name}}} has no punctuation beside it, so that a title's own "
+            f"words would read as a marker; write it as ({{{name}}}) or {{{name}}}."
+        )
+    return left, right
+
+
+def _marker_pattern(left: str, right: str, names: Sequence[str]) -> re.Pattern[str]:
+    """The pattern of an item marker; one that is open at a side must stand as a word of its own."""
+    core = rf"{re.escape(left)} ?(?:{_any_of(names)}) ?{re.escape(right)}"
+    closed = all(any(not c.isalnum() for c in side) for side in (left, right))
+    return re.compile(core if closed else rf"(?<!\w){core}(?!\w)")
+
+
+def special_texts(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The texts that a tokenizer reads as special or added tokens, whitespace ones left out.
+
+    Tokens of one character count only where they are special: others are ordinary letters.
+    """
+    tokens = tokenizer.added_tokens_decoder.values()
+    return [t.content for t in tokens if len(t.content.strip()) > 1 or (t.special and t.content)]
+
+
+def clean_title(title: str, rules: TitleRules) -> str:
+    """Return the title with everything removed that the model could take for prompt structure.
+
+    The function is idempotent, and every title comes out without the pieces named in the rules
+    at the head of this module.
+
+    Args:
+        title: Any text.
+        rules: The rules of the template, the labels and the tokenizer.
+
+    Returns:
+        The cleaned title; empty if nothing is left.
+    """
+    title = SURROGATES.sub("\ufffd", title)
+    # The passes end: each one removes a character, a marker's bracket or the joint of a token.
+    while (cleaned := _clean_once(title, rules)) != title:
+        title = cleaned
+    return cleaned
+
+
+def _clean_once(title: str, rules: TitleRules) -> str:
+    title = SPACES.sub(" ", title).strip()
+    if rules.tokens:
+        title = rules.tokens.sub(lambda m: rules.token_replacements[m[0]], title)
+    if rules.headings:
+        title = rules.headings.sub(r"\1", title)
+    title = HASHES.sub(" ", title)
+    for pattern in rules.markers:
+        title = pattern.sub(lambda m: m[0].translate(rules.marker_table), title)
+    return SPACES.sub(" ", title).strip()
+
+
+def character_boundary(text: str, end: int) -> int:
+    """Return the last position up to ``end`` that parts no character from its combining marks.
+
+    A joined emoji (U+200D) and an emoji with its skin tone count as one character.
+    """
+    while 0 < end < len(text) and (
+        unicodedata.category(text[end]).startswith("M")
+        or ZERO_WIDTH_JOINER in text[end - 1 : end + 1]
+        or 0x1F3FB <= ord(text[end]) <= 0x1F3FF
+    ):
+        end -= 1
+    return end
+
+
+def shorten_titles(
+    titles: Sequence[str],
+    count_tokens: Callable[[list[str]], list[int]],
+    limit: int,
+    clean: Callable[[str], str],
+) -> list[str]:
+    """Cut titles to the longest beginning that has at most ``limit`` tokens.
+
+    The cut is made in the text and not in the token ids, so that tokenising the prompt's text
+    gives the same ids again. All titles are bisected together, one batch of the tokenizer a round.
+
+    Args:
+        titles: Titles that are too long.
+        count_tokens: Gives the number of tokens of each text of a list.
+        limit: Most tokens of a title.
+        clean: The cleaning function, since a cut may make a marker of what was none.
+
+    Returns:
+        The cut titles; empty where not even the first character fits.
+    """
+
+    def beginning(title: str, length: int) -> str:
+        return clean(title[: character_boundary(title, length)])
+
+    fits = [0] * len(titles)  # lengths in characters: the longest seen that fits ...
+    fails = [len(t) for t in titles]  # ... and the shortest seen that does not
+    while open_rows := [i for i in range(len(titles)) if fails[i] - fits[i] > 1]:
+        middles = [(fits[i] + fails[i]) // 2 for i in open_rows]
+        tried = [beginning(titles[i], m) for i, m in zip(open_rows, middles, strict=True)]
+        for i, middle, n_tokens in zip(open_rows, middles, count_tokens(tried), strict=True):
+            (fits if n_tokens <= limit else fails)[i] = middle
+    return [beginning(t, n) for t, n in zip(titles, fits, strict=True)]
+
+
+def prepare_titles(
+    titles: Sequence[str],
+    rules: TitleRules,
+    limit: int,
+    encode_pieces: Callable[[list[str]], list[list[int]]],
+) -> tuple[list[str], list[list[int]]]:
+    """Clean, cut and tokenise all titles; an empty one becomes ``"unknown item"``.
+
+    Args:
+        titles: Any texts.
+        rules: The cleaning rules.
+        limit: Most tokens of a title, the space before it included.
+        encode_pieces: Gives the token ids of texts as they are inside a prompt.
+
+    Returns:
+        The titles as they are shown, and the token ids of each behind a space.
+    """
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return encode_pieces([f" {text}" for text in texts])
+
+    shown = [clean_title(title, rules) or UNTITLED for title in titles]
+    ids = encode(shown)
+    long = [i for i, row in enumerate(ids) if len(row) > limit]
+    cut = shorten_titles(
+        [shown[i] for i in long],
+        count_tokens=lambda texts: [len(row) for row in encode(texts)],
+        limit=limit,
+        clean=lambda text: clean_title(text, rules),
+    )
+    cut = [title or UNTITLED for title in cut]
+    for i, title, row in zip(long, cut, encode(cut), strict=True):
+        shown[i], ids[i] = title, row
+    return shown, ids

@@ -1,0 +1,281 @@
+"""LRURec: a sequential recommender made of linear recurrent units.
+
+Written from the equations of Yue et al., "Linear Recurrent Units for Sequential Recommendation"
+(WSDM 2024, arXiv 2310.02367) and Orvieto et al., "Resurrecting Recurrent Neural Networks for Long
+Sequences" (ICML 2023, arXiv 2303.06349). Shapes: B batch, L history, H embedding, S complex state,
+N scored positions of a batch.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class LRURecSettings:
+    """The model's part of RecBole's configuration; properties/model/LRURec.yaml explains the keys.
+
+    Raises:
+        ValueError: One message that lists every value out of range.
+    """
+
+    embedding_size: int
+    state_size: int
+    inner_size: int
+    n_layers: int
+    embedding_dropout_prob: float
+    dropout_prob: float
+    radius_min: float
+    radius_max: float
+    phase_max: float
+    layer_norm_eps: float
+    initializer_range: float
+    loss_type: str
+
+    @classmethod
+    def from_config(cls, config: Any) -> "LRURecSettings":
+        """Read the settings from a RecBole ``Config`` or any mapping of the same keys."""
+        return cls(**{name: config[name] for name in cls.__dataclass_fields__})
+
+    def __post_init__(self) -> None:
+        missing = [name for name, value in vars(self).items() if value is None]
+        if missing:
+            raise ValueError(
+                f"LRURec: {', '.join(missing)} not set; load properties/model/LRURec.yaml or set"
+                " them in the configuration"
+            )
+        errors = []
+
+        def check(name: str, kind: type, is_allowed: Callable[[Any], bool], allowed: str) -> None:
+            value = getattr(self, name)
+            if not isinstance(value, (int, kind)) or not is_allowed(value):
+                errors.append(f"{name} is {value!r}, allowed: {allowed}")
+
+        for name in ("embedding_size", "state_size", "inner_size", "n_layers"):
+            check(name, int, lambda value: value >= 1, "an integer of at least 1")
+        for name in ("embedding_dropout_prob", "dropout_prob"):
+            check(name, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+        for name in ("radius_min", "radius_max"):
+            check(name, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+        check("phase_max", float, lambda value: 0 < value <= 2 * math.pi, "above 0, to 2 pi")
+        for name in ("layer_norm_eps", "initializer_range"):
+            check(name, float, lambda value: value > 0, "a number above 0")
+        check("loss_type", str, lambda value: value == "CE", "'CE'")
+        if not errors and self.radius_min >= self.radius_max:
+            errors.append(
+                f"radius_min is {self.radius_min!r}, allowed: below radius_max, {self.radius_max!r}"
+            )
+        if errors:
+            raise ValueError("LRURec: " + "; ".join(errors))
+
+
+def linear_recurrence(decay: Tensor, inputs: Tensor) -> Tensor:
+    """Solve h_t = decay * h_{t-1} + x_t, h_0 = x_0, in ceil(log2 L) parallel steps.
+
+    Recursive doubling: before the step of stride s every h_t holds the last s terms of its sum
+    of decay^k * x_{t-k}; adding decay^s * h_{t-s} makes it the last 2 s. Any length will do, and
+    no position sees a later one.
+
+    Args:
+        decay: Diagonal of the transition, ``[S]``, real or complex, of modulus at most 1 where
+            long sequences must not overflow.
+        inputs: ``[B, L, S]``, of the same dtype (complex64 or complex128 in LRURec), L >= 1.
+
+    Returns:
+        All states h_0 .. h_{L-1}, ``[B, L, S]``, dtype of ``inputs``.
+    """
+    states, power, stride = inputs, decay, 1
+    while stride < inputs.size(1):
+        carried = states[:, stride:] + power * states[:, :-stride]  # [B, L - stride, S]
+        states = torch.cat([states[:, :stride], carried], dim=1)  # [B, L, S]
+        power, stride = power * power, 2 * stride
+    return states
+
+
+class LinearRecurrentUnit(nn.Module):
+    """y_t = Re(C h_t), h_t = lambda * h_{t-1} + gamma * B x_t, with a complex diagonal lambda.
+
+    lambda = exp(-exp(nu_log) + i exp(theta_log)) has modulus below 1 whatever the optimizer does;
+    gamma = exp(gamma_log), at first sqrt(1 - |lambda|^2), keeps the states' variance near the
+    inputs' (Orvieto et al., sections 3.3 and 3.4).
+
+    Every parameter is real, as optimizers, DDP and checkpoints prefer: B and its bias are a real
+    layer whose 2 S outputs are S pairs (real, imaginary), and Re(C h) = Re(C) Re(h) - Im(C) Im(h)
+    is a real layer over the same pairs, which learns -Im(C).
+
+    Args:
+        hidden_size: H, width of the inputs and outputs.
+        state_size: S, number of complex states.
+        radius_min: Least modulus of lambda at the start, 0 <= radius_min < radius_max.
+        radius_max: Greatest modulus of lambda at the start, below 1.
+        phase_max: Greatest phase of lambda at the start, in radians.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        state_size: int,
+        radius_min: float,
+        radius_max: float,
+        phase_max: float,
+    ) -> None:
+        super().__init__()
+        self.in_projection = nn.Linear(hidden_size, 2 * state_size)
+        self.out_projection = nn.Linear(2 * state_size, hidden_size)
+        # Orvieto et al., section 3.4: B ~ N(0, 1 / 2H), C ~ N(0, 1 / S), in each component
+        nn.init.normal_(self.in_projection.weight, std=(2 * hidden_size) ** -0.5)
+        nn.init.normal_(self.out_projection.weight, std=(2 * state_size) ** -0.5)
+        nn.init.zeros_(self.in_projection.bias)
+        nn.init.zeros_(self.out_projection.bias)
+
+        # uniform on the ring between the two radii (lemma 3.2); rand can be 0, its log not
+        share = torch.rand(state_size).clamp(min=1e-6)
+        modulus_squared = share * (radius_max**2 - radius_min**2) + radius_min**2  # [S]
+        phase = phase_max * torch.rand(state_size).clamp(min=1e-6)  # [S]
+        self.nu_log = nn.Parameter(torch.log(-0.5 * torch.log(modulus_squared)))
+        self.theta_log = nn.Parameter(torch.log(phase))
+        self.gamma_log = nn.Parameter(0.5 * torch.log1p(-modulus_squared))
+
+    def decay(self) -> Tensor:
+        """Return lambda, ``[S]``, complex, of modulus below 1."""
+        return torch.polar(torch.exp(-torch.exp(self.nu_log)), torch.exp(self.theta_log))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map ``[B, L, H]`` to ``[B, L, H]``, causally."""
+        # there is no complex bfloat16, so under autocast the recurrence stays in float32
+        pairs = self.in_projection(inputs).to(self.nu_log.dtype)  # [B, L, 2 S]
+        driven = torch.view_as_complex(pairs.unflatten(-1, (-1, 2)))  # [B, L, S] complex
+        states = linear_recurrence(self.decay(), self.gamma_log.exp() * driven)
+        return self.out_projection(torch.view_as_real(states).flatten(-2))  # [B, L, H]
+
+
+class LRUBlock(nn.Module):
+    """A linear recurrent unit, then a position-wise feed-forward network with GELU.
+
+    Each is followed by dropout, its residual connection and a layer norm (LRURec, section 3.3).
+    """
+
+    def __init__(self, settings: LRURecSettings) -> None:
+        super().__init__()
+        width, eps = settings.embedding_size, settings.layer_norm_eps
+        self.recurrence = LinearRecurrentUnit(
+            width,
+            settings.state_size,
+            settings.radius_min,
+            settings.radius_max,
+            settings.phase_max,
+        )
+        self.recurrence_norm = nn.LayerNorm(width, eps=eps)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, settings.inner_size),
+            nn.GELU(),
+            nn.Dropout(settings.dropout_prob),
+            nn.Linear(settings.inner_size, width),
+        )
+        self.feed_forward_norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(settings.dropout_prob)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map ``[B, L, H]`` to ``[B, L, H]``, causally."""
+        mixed = self.recurrence_norm(inputs + self.dropout(self.recurrence(inputs)))
+        return self.feed_forward_norm(mixed + self.dropout(self.feed_forward(mixed)))
+
+
+class LRURec(SequentialRecommender):
+    """LRURec, trained by cross-entropy over all items at every position of a sequence.
+
+    Histories are padded on the right and nothing flows backwards in time, so padding cannot reach
+    a real position: none of the layers needs a mask.
+
+    Args:
+        config: RecBole's ``Config`` with the keys of properties/model/LRURec.yaml.
+        dataset: The training data set; only its number of items is read.
+
+    Raises:
+        ValueError: A setting is missing or out of range.
+    """
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        settings = LRURecSettings.from_config(config)
+        width = settings.embedding_size
+        self.item_embedding = nn.Embedding(self.n_items, width, padding_idx=0)
+        nn.init.trunc_normal_(self.item_embedding.weight, std=settings.initializer_range)
+        with torch.no_grad():
+            self.item_embedding.weight[0] = 0
+        self.item_bias = nn.Parameter(torch.zeros(self.n_items))
+        self.embedding_norm = nn.LayerNorm(width, eps=settings.layer_norm_eps)
+        self.embedding_dropout = nn.Dropout(settings.embedding_dropout_prob)
+        self.blocks = nn.ModuleList(LRUBlock(settings) for _ in range(settings.n_layers))
+
+    def hidden_states(self, item_seq: Tensor) -> Tensor:
+        """Encode every position of ``[B, L]`` item ids; returns ``[B, L, H]``.
+
+        The state at a position depends on the items up to it. States of padded positions mean
+        nothing.
+        """
+        hidden = self.embedding_dropout(self.embedding_norm(self.item_embedding(item_seq)))
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
+
+    def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
+        """Encode each history by the state of its last item.
+
+        Args:
+            item_seq: Item ids padded on the right with 0, ``[B, L]``, int64.
+            item_seq_len: True lengths, ``[B]``, int64, from 0 to L.
+
+        Returns:
+            ``[B, H]``. An empty history has the state zero, that is: the scores are the item bias.
+        """
+        last = self.gather_indexes(self.hidden_states(item_seq), (item_seq_len - 1).clamp(min=0))
+        return last.masked_fill((item_seq_len == 0).unsqueeze(1), 0.0)  # [B, H]
+
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        """Mean cross-entropy of the next item over all real positions of all rows.
+
+        A row h_1 .. h_n with target t is scored on the inputs h_1 .. h_n against h_2 .. h_n, t.
+        It suits RecBole's rows, one for each prefix, but then sees early items again and again:
+        ``LRURecTrainer`` keeps the rows that cover each position once. Logits take
+        N x n_items x 4 bytes, where N is at most train_batch_size * L.
+
+        Args:
+            interaction: item_id_list ``[B, L]``, item_length ``[B]``, item_id (target) ``[B]``.
+
+        Returns:
+            Scalar; 0, with a gradient of 0, if no row has a history.
+        """
+        item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        positions = torch.arange(item_seq.size(1), device=item_seq.device)  # [L]
+        real = positions < lengths.unsqueeze(1)  # [B, L]
+        is_last = positions == (lengths - 1).unsqueeze(1)  # [B, L]
+        targets = torch.where(
+            is_last, interaction[self.POS_ITEM_ID].unsqueeze(1), item_seq.roll(-1, dims=1)
+        )  # [B, L]
+
+        hidden = self.hidden_states(item_seq)[real]  # [N, H]
+        # the padding item is no candidate: without its column its embedding stays zero
+        logits = F.linear(hidden, self.item_embedding.weight[1:], self.item_bias[1:])
+        total = F.cross_entropy(logits, targets[real] - 1, reduction="sum")
+        return total / max(hidden.size(0), 1)
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Score one item for each history, item_id ``[B]``; returns ``[B]``."""
+        hidden = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        items = interaction[self.ITEM_ID]
+        return (hidden * self.item_embedding(items)).sum(dim=1) + self.item_bias[items]
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Score every item for each history; returns ``[B, n_items]``, a new tensor."""
+        hidden = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        return F.linear(hidden, self.item_embedding.weight, self.item_bias)

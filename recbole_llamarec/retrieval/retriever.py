@@ -1,0 +1,160 @@
+"""The first stage: any of RecBole's sequential recommenders puts the catalogue into an order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from logging import getLogger
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.utils import get_trainer
+
+from recbole_llamarec.data.samples import SeenItems
+from recbole_llamarec.registry import (
+    load_checkpoint,
+    report_retriever_keys,
+    retriever_config,
+    retriever_loaders,
+    sequential_model_class,
+)
+
+
+def build_retriever(config, name: str, overrides: Mapping, dataset):
+    """An untrained retriever for a run.
+
+    Args:
+        config: the run's RecBole ``Config``.
+        name: a sequential recommender that RecBole knows.
+        overrides: RecBole keys on top of the retriever's own defaults.
+        dataset: the run's training data set.
+
+    Returns:
+        the retriever, an ``nn.Module``, and its own ``Config``.
+
+    Raises:
+        ValueError: no such retriever, it is not sequential, or an override is no key of it.
+    """
+    model_class = sequential_model_class(name)
+    own = retriever_config(config, name, overrides)
+    report_retriever_keys(own, overrides)
+    return model_class(own, dataset).to(own["device"]), own
+
+
+def train_retriever(config, retriever, train_data, valid_data, file: Path, show_progress: bool):
+    """Train a retriever by RecBole's own trainer and load its best state.
+
+    Args:
+        config: the retriever's ``Config``.
+        train_data, valid_data: the run's loaders.
+        file: where the retriever's own checkpoint goes.
+        show_progress: show RecBole's progress bars.
+
+    Returns:
+        the best validation score and result, as RecBole's ``Trainer.fit`` returns them.
+    """
+    getLogger().info(f"Stage 1 of 2: training the retriever {config['model']}")
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, retriever)
+    trainer.saved_model_file = str(file)
+    train, valid = retriever_loaders(config, train_data, valid_data)
+    result = trainer.fit(train, valid, saved=True, show_progress=show_progress)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the first process writes the file
+    load_retriever(retriever, config["model"], file, key="checkpoint_dir")
+    return result
+
+
+def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever_checkpoint"):
+    """Load a retriever from a RecBole checkpoint of its model.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, it is damaged, it is of another model,
+            or its shapes are of another data set; the message names ``key``.
+    """
+    try:
+        checkpoint = load_checkpoint(file, map_location=next(retriever.parameters()).device)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{key}: {error}") from error
+    found = checkpoint["config"]["model"]
+    if found != name:
+        raise ValueError(
+            f"{key}: {str(file)!r} holds a {found}, but retriever is {name!r}. Set retriever: "
+            f"{found}, or name a checkpoint of {name}."
+        )
+    try:
+        retriever.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{key}: the weights in {str(file)!r} do not fit this {name}. It was trained on other "
+            f"data (or filters), or with another retriever_config: {error}"
+        ) from error
+    retriever.load_other_parameter(checkpoint.get("other_parameter"))
+
+
+def seen_mask(
+    users: torch.Tensor, histories: torch.Tensor, seen: SeenItems, n_items: int
+) -> torch.Tensor:
+    """Which items each user has already seen.
+
+    An evaluation batch carries only the last items of a history; the user's training interactions
+    complete it.
+
+    Args:
+        users: internal user ids ``[batch]``.
+        histories: item ids ``[batch, length]``, 0 is padding.
+        seen: items of the training part.
+        n_items: items, padding included.
+
+    Returns:
+        bool ``[batch, n_items]``; the padding item's column is True.
+    """
+    mask = torch.zeros(len(users), n_items, dtype=torch.bool, device=histories.device)
+    mask.scatter_(1, histories, True)
+    per_user = [seen.of(user) for user in users.tolist()]
+    rows = np.repeat(np.arange(len(per_user)), [len(items) for items in per_user])
+    columns = np.concatenate([*per_user, np.empty(0, dtype=np.int64)])
+    mask[torch.from_numpy(rows), torch.from_numpy(columns)] = True
+    mask[:, 0] = True
+    return mask
+
+
+def ranked_items(scores: torch.Tensor, last: torch.Tensor | None = None) -> torch.Tensor:
+    """All items of each row, best first: the retriever's order.
+
+    Equal scores stand in the order of their ids. Items marked in ``last`` stand behind all others,
+    in their own order, and the padding item 0 stands at the very end.
+
+    Args:
+        scores: ``[batch, n_items]``.
+        last: bool ``[batch, n_items]``, or ``None``.
+
+    Returns:
+        int64 item ids ``[batch, n_items]``.
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    if torch.isnan(scores[:, 1:]).any():
+        raise ValueError("The retriever gives NaN as a score; train it with a lower learning rate.")
+    order = torch.argsort(scores, dim=1, descending=True, stable=True)  # [B, N]
+    group = torch.zeros_like(scores, dtype=torch.uint8) if last is None else last.to(torch.uint8)
+    group[:, 0] = 2
+    behind = torch.argsort(group.gather(1, order), dim=1, stable=True)  # [B, N]
+    return order.gather(1, behind)
+
+
+def scores_from_order(order: torch.Tensor) -> torch.Tensor:
+    """Scores whose descending order is ``order``, without ties: minus the position.
+
+    Exact in float32 below 16.7 million items.
+
+    Args:
+        order: int64 item ids ``[batch, n_items]``, each row a permutation.
+
+    Returns:
+        float32 ``[batch, n_items]``, a new contiguous tensor.
+    """
+    positions = torch.arange(order.shape[1], dtype=torch.float32, device=order.device)
+    return torch.empty(order.shape, dtype=torch.float32, device=order.device).scatter_(
+        1, order, -positions.expand(order.shape)
+    )

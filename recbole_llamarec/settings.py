@@ -1,0 +1,203 @@
+"""LlamaRec's YAML keys as one typed, frozen object, validated before anything is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from recbole_llamarec.data.item_text import format_fields
+from recbole_llamarec.ranking.adapter import LoraSettings
+from recbole_llamarec.ranking.language_model import LanguageModelSettings, check_language_model
+from recbole_llamarec.ranking.prompt import PromptTemplate
+from recbole_llamarec.ranking.verbalizer import default_labels
+
+GROUPS = {"prompt_": PromptTemplate, "llm_": LanguageModelSettings, "lora_": LoraSettings}
+
+
+def _whole(at_least: int) -> tuple[Callable[[Any], bool], str]:
+    return (
+        lambda value: type(value) is int and value >= at_least,
+        f"a whole number of at least {at_least}",
+    )
+
+
+def _optional(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value is None or rule[0](value), f"{rule[1]}, or nothing (~)"
+
+
+_TEXT = (lambda value: isinstance(value, str) and value != "", "a text")
+_SWITCH = (lambda value: isinstance(value, bool), "True or False")
+_MAPPING = (lambda value: isinstance(value, Mapping), "a mapping of RecBole keys to values")
+_LABELS = (
+    lambda value: (
+        isinstance(value, list | tuple)
+        and all(isinstance(label, str) and label for label in value)
+        and len(set(value)) == len(value)
+    ),
+    "a list of distinct texts (letters and digits in quotes)",
+)
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "exact_chronology": _SWITCH,
+    "item_text_format": _TEXT,
+    "item_text_missing": (lambda value: value in ("drop", "fallback"), "drop or fallback"),
+    "item_text_fallback": _TEXT,
+    "retriever": _TEXT,
+    "retriever_config": _optional(_MAPPING),
+    "retriever_checkpoint": _optional(_TEXT),
+    "rerank_candidates": _whole(2),
+    "rerank_mask_seen": _SWITCH,
+    "rerank_skip_misses": _SWITCH,
+    "verbalizer_labels": _optional(_LABELS),
+    "prompt_max_history": _whole(0),
+    "prompt_max_title_tokens": _whole(1),
+    "prompt_max_tokens": _optional(_whole(1)),
+    "llm_batch_tokens": _whole(1),
+    "lora_adapter": _optional(_TEXT),
+    "train_max_samples": _optional(_whole(0)),
+    "train_batch_tokens": _whole(1),
+    "train_eval_steps": _optional(_whole(1)),
+    "train_eval_rows": _optional(_whole(1)),
+}
+
+
+def llamarec_keys() -> tuple[str, ...]:
+    """Every YAML key that LlamaRec adds to RecBole's."""
+    grouped = [prefix + field.name for prefix, kind in GROUPS.items() for field in fields(kind)]
+    return (*RULES, *grouped)
+
+
+@dataclass(frozen=True)
+class LlamaRecSettings:
+    """What ``properties/model/LlamaRec.yaml`` documents, one attribute for each key or group."""
+
+    item_text_format: str
+    item_text_missing: str
+    item_text_fallback: str
+    retriever: str
+    retriever_config: Mapping[str, Any]
+    retriever_checkpoint: str | None
+    rerank_candidates: int
+    rerank_mask_seen: bool
+    rerank_skip_misses: bool
+    verbalizer_labels: tuple[str, ...]
+    prompt: PromptTemplate
+    prompt_max_history: int
+    prompt_max_title_tokens: int
+    prompt_max_tokens: int | None
+    llm: LanguageModelSettings
+    llm_batch_tokens: int
+    lora: LoraSettings
+    lora_adapter: str | None
+    train_max_samples: int | None
+    train_batch_tokens: int
+    train_eval_steps: int | None
+    train_eval_rows: int | None
+
+    @classmethod
+    def from_config(cls, config) -> LlamaRecSettings:
+        """Read and check every key; all errors are reported together.
+
+        Args:
+            config: anything that gives a key's value by ``config[key]``, ``None`` where it is
+                missing.
+
+        Raises:
+            ValueError: names each wrong key, the value found, and what is allowed.
+        """
+        errors = [
+            f"{key}: {config[key]!r} must be {description}."
+            for key, (is_valid, description) in RULES.items()
+            if not is_valid(config[key])
+        ]
+        if config["eval_args"] and set(config["eval_args"]["mode"].values()) != {"full"}:
+            errors.append(
+                f"eval_args: mode {config['eval_args']['mode']!r} samples the items to rank; "
+                "LlamaRec ranks the whole catalogue. Set mode: full."
+            )
+        groups: dict[str, Any] = {}
+        for prefix, kind in GROUPS.items():
+            try:
+                values = {field.name: config[prefix + field.name] for field in fields(kind)}
+                groups[prefix] = kind(**{k: _frozen(v) for k, v in values.items()})
+            except (ValueError, TypeError) as error:
+                errors.append(str(error))
+        _checked(errors)
+        labels = cls._labels(config, errors)
+        _collect(errors, format_fields, config["item_text_format"])
+        _collect(errors, check_language_model, groups["llm_"])
+        _checked(errors)
+        plain = {
+            key: config[key]
+            for key in cls.__annotations__
+            if key not in ("prompt", "llm", "lora", "verbalizer_labels", "retriever_config")
+        }
+        return cls(
+            **plain,
+            prompt=groups["prompt_"],
+            llm=groups["llm_"],
+            lora=groups["lora_"],
+            verbalizer_labels=labels,
+            retriever_config=dict(config["retriever_config"] or {}),
+        )
+
+    @staticmethod
+    def _labels(config, errors: list[str]) -> tuple[str, ...]:
+        count, labels = config["rerank_candidates"], config["verbalizer_labels"]
+        if labels is None:
+            return _collect(errors, default_labels, count) or ()
+        if len(labels) < count:
+            errors.append(
+                f"rerank_candidates: {count} candidates need as many labels, but verbalizer_labels "
+                f"has {len(labels)}. Name more labels or rank fewer candidates."
+            )
+        return tuple(labels[:count])
+
+
+def report_unknown_keys(given: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Find misspelt LlamaRec keys among those that the user gave.
+
+    Args:
+        given: keys from files, the config dict and the command line.
+        known: keys that RecBole reads.
+
+    Returns:
+        the keys that nobody reads and that are not like any of LlamaRec's, for a warning.
+
+    Raises:
+        ValueError: a key is not known but resembles one of LlamaRec's; names the nearest.
+    """
+    ours = llamarec_keys()
+    prefixes = tuple(sorted({key.split("_")[0] + "_" for key in ours if "_" in key}))
+    unknown = [key for key in given if key not in set(known) | set(ours)]
+    errors, others = [], []
+    for key in unknown:
+        nearest = difflib.get_close_matches(key, ours, n=1, cutoff=0.75)
+        if not nearest and key.startswith(prefixes):
+            nearest = difflib.get_close_matches(key, ours, n=1, cutoff=0.0)
+        if nearest:
+            errors.append(f"{key}: no such key; did you mean {nearest[0]!r}?")
+        else:
+            others.append(key)
+    _checked(errors)
+    return others
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _collect(errors: list[str], function: Callable, *arguments):
+    """Call ``function``; a ValueError, FileNotFoundError or ImportError becomes a line of errors."""
+    try:
+        return function(*arguments)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        errors.append(str(error))
+        return None
+
+
+def _checked(errors: list[str]) -> None:
+    if errors:
+        raise ValueError("LlamaRec cannot start:\n" + "\n".join(f"- {line}" for line in errors))

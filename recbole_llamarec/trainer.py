@@ -1,0 +1,287 @@
+"""Trains LlamaRec's two stages in one run and evaluates them side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from recbole.evaluator import Evaluator
+from recbole.trainer import Trainer
+from recbole.utils import calculate_valid_score, dict2str, early_stopping
+from tqdm import tqdm
+
+from recbole_llamarec.data.samples import random_pool
+from recbole_llamarec.evaluation import EvaluationReport, RecordingEvaluator, only_rank_metrics
+from recbole_llamarec.ranking.adapter import adapter_state, load_adapter_state, save_adapter
+from recbole_llamarec.ranking.tuning import tuning_step
+from recbole_llamarec.registry import loader_like
+from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
+
+
+class LlamaRecTrainer(Trainer):
+    """RecBole's trainer for LlamaRec: first the retriever, then the ranker's adapter.
+
+    RecBole's own training keys (``epochs``, ``train_batch_size``, ``learner``, ``learning_rate``,
+    ``weight_decay``, ``clip_grad_norm``, ``stopping_step``) are the ranker's; the retriever has its
+    own under ``retriever_config``. ``stopping_step`` counts validations of the ranker.
+
+    Attributes:
+        report: of the last :meth:`evaluate`, ``None`` before.
+    """
+
+    def __init__(self, config, model):
+        super().__init__(config, model)
+        self.settings = model.settings
+        self.evaluator: Evaluator = RecordingEvaluator(config)
+        self.skip_misses = self.settings.rerank_skip_misses and only_rank_metrics(config["metrics"])
+        self.report: EvaluationReport | None = None
+        if self._is_distributed:  # each process named the file by its own clock
+            names = [self.saved_model_file]
+            dist.broadcast_object_list(names)
+            self.saved_model_file = names[0]
+
+    @property
+    def _is_distributed(self) -> bool:
+        return not self.config["single_spec"]
+
+    def fit(
+        self,
+        train_data,
+        valid_data=None,
+        verbose=True,
+        saved=True,
+        show_progress=False,
+        callback_fn=None,
+    ):
+        """Train both stages; arguments and result are those of RecBole's ``Trainer.fit``.
+
+        The language model is loaded first, so that whatever is wrong with it, its labels or its
+        adapter is reported before the retriever is trained.
+        """
+        self.eval_collector.data_collect(train_data)
+        self.model.ranker  # noqa: B018  loads the language model
+        if self.settings.retriever_checkpoint:
+            load_retriever(
+                self.model.retriever, self.settings.retriever, self.settings.retriever_checkpoint
+            )
+        else:
+            file = Path(self.saved_model_file).with_suffix(f".{self.settings.retriever}.pth")
+            train_retriever(
+                self.model.retriever_config,
+                self.model.retriever,
+                train_data,
+                valid_data,
+                file,
+                show_progress,
+            )
+            if not saved and self.config["local_rank"] == 0:
+                file.unlink()
+        self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
+        if saved:
+            self._save_both(verbose)
+        return self.best_valid_score, self.best_valid_result
+
+    # --- the ranker ----------------------------------------------------------------------------
+
+    def _tune(self, train_data, valid_data, verbose, show_progress, callback_fn) -> None:
+        """Tune the adapter and keep its best state on validation."""
+        model = self.model.ranker.model
+        optimizer = self._build_optimizer(params=[p for p in model.parameters() if p.requires_grad])
+        batches = self._training_batches(len(train_data.dataset))
+        subset = self._validation_subset(valid_data) if valid_data else None
+        if verbose:
+            self.logger.info(
+                f"Stage 2 of 2: tuning the ranker on {sum(map(len, batches))} samples in "
+                f"{len(batches)} steps"
+            )
+        best_adapter, losses, start = None, [], time.time()
+        with tqdm(
+            total=sum(map(len, batches)),
+            desc="Tune",
+            unit="sample",
+            ncols=100,
+            disable=not show_progress,
+        ) as progress:
+            for step, rows in enumerate(batches, start=1):
+                losses.append(self._tuning_step(train_data.dataset, rows, step, optimizer))
+                self.tensorboard.add_scalar("Loss/Ranker", losses[-1], step)
+                progress.update(len(rows))
+                progress.set_postfix(loss=f"{losses[-1]:.4f}")
+                if subset is None or not self._is_validation_step(step, len(batches)):
+                    continue
+                improved, stop = self._validate(subset, step, losses, start, verbose, callback_fn)
+                losses = []
+                if improved:
+                    best_adapter = adapter_state(model)
+                if stop:
+                    break
+        if not batches and subset is not None:
+            self._validate(subset, 0, losses, start, verbose, callback_fn)
+        if best_adapter is not None:
+            load_adapter_state(model, best_adapter)
+
+    def _training_batches(self, n_rows: int) -> list[np.ndarray]:
+        """Rows of each optimizer step: every epoch a new order, at most ``train_max_samples``."""
+        batches: list[np.ndarray] = []
+        size = self.config["train_batch_size"]
+        for epoch in range(self.epochs):
+            order = np.random.default_rng([self.config["seed"], epoch]).permutation(n_rows)
+            order = order[: self.settings.train_max_samples]
+            batches += [order[start : start + size] for start in range(0, len(order), size)]
+        return batches
+
+    def _tuning_step(self, dataset, rows: np.ndarray, step: int, optimizer) -> float:
+        if self._is_distributed:  # a batch smaller than the processes is given to each whole
+            share = rows[self.config["local_rank"] :: self.config["world_size"]]
+            rows = share if len(rows) >= self.config["world_size"] else rows
+        model, inter = self.model, dataset.inter_feat
+        users, targets = inter[model.USER_ID].numpy(), inter[model.ITEM_ID].numpy()
+        sequences, lengths = inter[model.ITEM_SEQ].numpy(), inter[model.ITEM_SEQ_LEN].numpy()
+        pools = [
+            random_pool(
+                targets[row],
+                model.seen.of(users[row]),
+                model.n_items,
+                self.settings.rerank_candidates,
+                np.random.default_rng([self.config["seed"], step, row]),
+            )
+            for row in rows
+        ]
+        clip = self.clip_grad_norm or {}
+        return tuning_step(
+            model.ranker,
+            [sequences[row, : lengths[row]].tolist() for row in rows],
+            [candidates.tolist() for candidates, _ in pools],
+            [label for _, label in pools],
+            optimizer,
+            self.settings.train_batch_tokens,
+            clip.get("max_norm"),
+            _average_over_processes if self._is_distributed else None,
+        )
+
+    def _is_validation_step(self, step: int, n_steps: int) -> bool:
+        every = self.settings.train_eval_steps
+        return step == n_steps or (every is not None and step % every == 0)
+
+    def _validation_subset(self, valid_data):
+        """A fixed random choice of ``train_eval_rows`` validation rows, as a loader."""
+        dataset = valid_data.dataset
+        order = np.random.default_rng(self.config["seed"]).permutation(len(dataset))
+        rows = np.sort(order[: self.settings.train_eval_rows])
+        subset = dataset.copy(dataset.inter_feat[torch.from_numpy(rows)])
+        return loader_like(valid_data, self.config, subset)
+
+    def _validate(
+        self, subset, step, losses, start, verbose, callback_fn
+    ) -> tuple[bool, bool]:
+        """Validate the ranker; returns whether it improved and whether to stop."""
+        with self.model.evaluating(
+            rerank=True, skip_misses=self.skip_misses, show_progress=False
+        ):
+            result = super().evaluate(subset, load_best_model=False)
+        score = calculate_valid_score(result, self.valid_metric)
+        self.best_valid_score, self.cur_step, stop, improved = early_stopping(
+            score,
+            self.best_valid_score,
+            self.cur_step,
+            max_step=self.stopping_step,
+            bigger=self.valid_metric_bigger,
+        )
+        if improved:
+            self.best_valid_result = result
+        if verbose:
+            loss = f"{np.mean(losses):.4f}" if losses else "-"
+            self.logger.info(
+                f"ranker step {step} [time: {time.time() - start:.1f}s, train loss: {loss}, "
+                f"valid_score: {score:.6f}]"
+            )
+            self.logger.info(f"valid result on {len(subset.dataset)} rows:\n{dict2str(result)}")
+        self.tensorboard.add_scalar("Ranker/valid_score", score, step)
+        self.wandblogger.log_metrics({**result, "valid_step": step}, head="valid")
+        if callback_fn:
+            callback_fn(step, score)
+        return improved, stop
+
+    def _save_both(self, verbose: bool) -> None:
+        """RecBole's one file, and the adapter beside it as a PEFT directory."""
+        self._save_checkpoint(self.epochs - 1, verbose=verbose)
+        if self.config["local_rank"] == 0:
+            directory = Path(self.saved_model_file).with_suffix(".adapter")
+            save_adapter(self.model.ranker.model, directory)
+            if verbose:
+                self.logger.info(f"Saving the adapter in PEFT's format: {directory}")
+        if self._is_distributed:
+            dist.barrier()
+
+    # --- evaluation ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_data, load_best_model=True, model_file=None, show_progress=False
+    ):
+        """Evaluate the retriever alone, then LlamaRec; log the table; return LlamaRec's metrics.
+
+        Arguments and result are those of RecBole's ``Trainer.evaluate``.
+        """
+        if not eval_data:
+            return None
+        options = {"skip_misses": self.skip_misses, "show_progress": show_progress}
+        with self.model.evaluating(rerank=False, **options) as first:
+            retriever = super().evaluate(eval_data, load_best_model, model_file, show_progress)
+        retrieved = torch.cat(first.retrieved)
+        on_retrieved = self._over_rows(retrieved)
+        with self.model.evaluating(rerank=True, **options):
+            llamarec = super().evaluate(eval_data, False, None, show_progress)
+        counts = torch.tensor([len(retrieved), int(retrieved.sum())], device=self.device)
+        if self._is_distributed:
+            dist.all_reduce(counts)
+        self.report = EvaluationReport(
+            retriever=retriever,
+            llamarec=llamarec,
+            retriever_on_retrieved=on_retrieved,
+            llamarec_on_retrieved=self._over_rows(retrieved),
+            n_rows=int(counts[0]),
+            n_retrieved=int(counts[1]),
+            n_candidates=self.settings.rerank_candidates,
+            masks_seen=self.settings.rerank_mask_seen,
+            retriever_name=self.settings.retriever,
+        )
+        self._log_report(self.report)
+        return llamarec
+
+    def _over_rows(self, rows: torch.Tensor) -> Mapping[str, float]:
+        """Metrics of the last pass over some rows, of all processes together."""
+        result = dict(self.evaluator.evaluate_rows(rows))  # type: ignore[attr-defined]
+        if not self._is_distributed:
+            return result
+        parts: list = [None] * self.config["world_size"]
+        dist.all_gather_object(parts, (int(rows.sum()), result))
+        total = sum(count for count, _ in parts)
+        names = next((list(metrics) for _, metrics in parts if metrics), [])
+        return {
+            name: sum(count * metrics[name] for count, metrics in parts if count) / total
+            for name in names
+        }
+
+    def _log_report(self, report: EvaluationReport) -> None:
+        self.logger.info("Result\n" + report.table())
+        if not self.model.is_ranker_attached:
+            self.logger.warning("The ranker is not trained: LlamaRec's rows are the retriever's.")
+        before = calculate_valid_score(report.retriever, self.valid_metric)
+        after = calculate_valid_score(report.llamarec, self.valid_metric)
+        if (after < before) if self.valid_metric_bigger else (after > before):
+            self.logger.warning(
+                f"LlamaRec's {self.valid_metric} ({after}) is worse than its retriever's "
+                f"({before}): this ranker does not earn its compute. Tune it on more samples "
+                "(train_max_samples), or use a larger language model (llm_name_or_path)."
+            )
+
+
+def _average_over_processes(gradients: list[torch.Tensor]) -> None:
+    for gradient in gradients:
+        dist.all_reduce(gradient)
+        gradient /= dist.get_world_size()

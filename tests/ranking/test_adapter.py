@@ -1,0 +1,260 @@
+import json
+import logging
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
+from transformers.models.gpt2 import GPT2LMHeadModel
+
+from recbole_llamarec.ranking.adapter import (
+    LoraSettings,
+    adapter_state,
+    add_adapter,
+    load_adapter,
+    load_adapter_state,
+    lora_settings,
+    save_adapter,
+)
+
+INPUT_IDS = torch.arange(1, 13).view(2, 6)
+
+
+def tiny_llama(hidden_size: int = 32) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=hidden_size,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    model.name_or_path = "test/tiny-llama"
+    return model
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=INPUT_IDS).logits
+
+
+def trained(settings: LoraSettings | None = None) -> PeftModel:
+    """A model whose adapter changes its outputs, as a fresh one does not."""
+    model = add_adapter(tiny_llama(), settings or LoraSettings(), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    state = {k: torch.randn(t.shape, generator=generator) for k, t in adapter_state(model).items()}
+    load_adapter_state(model, state)
+    return model
+
+
+def test_new_adapter_changes_nothing_and_alone_is_trainable():
+    before = logits(tiny_llama())
+    model = add_adapter(tiny_llama(), LoraSettings(), seed=1)
+    assert torch.equal(logits(model), before)
+    assert not model.training
+    assert not any(module.training for module in model.modules())
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trainable) == 2 * 2 * 2
+    assert all("lora_" in name for name in trainable)
+    assert model.peft_config["default"].base_model_name_or_path == "test/tiny-llama"
+
+
+def test_initial_weights_depend_on_the_seed_only():
+    states = []
+    for global_seed, seed in [(5, 1), (6, 1), (5, 2)]:
+        model = tiny_llama()
+        torch.manual_seed(global_seed)
+        generator = torch.get_rng_state()
+        states.append(adapter_state(add_adapter(model, LoraSettings(), seed)))
+        assert torch.equal(generator, torch.get_rng_state())
+    first, same, other = states
+    assert all(torch.equal(tensor, same[name]) for name, tensor in first.items())
+    down = [name for name in first if "lora_A" in name]
+    assert all(not torch.equal(first[name], other[name]) for name in down)
+
+
+def test_state_is_a_detached_copy():
+    model = trained()
+    state = adapter_state(model)
+    assert all(not t.requires_grad and t.device.type == "cpu" for t in state.values())
+    assert {t.shape for n, t in state.items() if "lora_A" in n} == {torch.Size([8, 32])}
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in state.items())
+
+
+def test_state_restores_the_outputs():
+    model = trained()
+    fresh = add_adapter(tiny_llama(), LoraSettings(), seed=3)
+    assert not torch.allclose(logits(fresh), logits(model))
+    load_adapter_state(fresh, adapter_state(model))
+    assert torch.equal(logits(fresh), logits(model))
+
+
+def test_state_that_does_not_fit_is_refused_and_changes_nothing():
+    model = trained()
+    state, before = adapter_state(model), logits(model)
+    name = next(iter(state))
+    for wrong, message in [
+        ({key: t for key, t in state.items() if key != name}, "is missing"),
+        (state | {"extra": torch.zeros(1)}, "extra is unexpected"),
+        (state | {name: torch.zeros(4, 32)}, r"has the shape \[4, 32\], the model's \[8, 32\]"),
+        ({}, "and 5 more"),
+    ]:
+        with pytest.raises(
+            ValueError, match=f"does not fit the model test/tiny-llama: .*{message}"
+        ):
+            load_adapter_state(model, wrong)
+        assert torch.equal(logits(model), before)
+
+
+def test_layers_and_settings_survive():
+    settings = LoraSettings(r=2, alpha=6, dropout=0.1, target_modules=["up_proj"], layers=[1])
+    model = trained(settings)
+    assert lora_settings(model) == settings
+    assert all(".layers.1.mlp.up_proj." in name for name in adapter_state(model))
+    again = add_adapter(tiny_llama(), lora_settings(model), seed=0)
+    load_adapter_state(again, adapter_state(model))
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_conv1d_models_take_an_adapter():
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)
+    model = add_adapter(GPT2LMHeadModel(config), LoraSettings(target_modules=("c_attn",)), seed=0)
+    assert len(adapter_state(model)) == 2
+
+
+def test_unknown_targets_and_layers_are_reported_together():
+    with pytest.raises(ValueError) as error:
+        add_adapter(tiny_llama(), LoraSettings(target_modules=("q_proj", "Wqkv"), layers=(0, 7)), 0)
+    message = str(error.value)
+    assert "lora_target_modules: ['q_proj', 'Wqkv']" in message
+    assert "no linear layer ['Wqkv']; it has ['down_proj', 'gate_proj', 'k_proj'," in message
+    assert "lora_layers: [0, 7]" in message
+    assert "no layer [7]; its layers are 0 to 1" in message
+
+
+def test_all_invalid_settings_are_reported_at_once():
+    with pytest.raises(ValueError) as error:
+        LoraSettings(r=0, alpha=-1, dropout=1.0, target_modules="q_proj", layers=[-1])
+    keys = [line.partition(":")[0] for line in str(error.value).splitlines()]
+    assert keys == [f"lora_{k}" for k in ("r", "alpha", "dropout", "target_modules", "layers")]
+
+
+def test_saved_adapter_is_what_peft_loads(tmp_path):
+    model, directory = trained(), tmp_path / "deep" / "adapter"
+    save_adapter(model, directory)
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        path.name for path in directory.iterdir()
+    }
+    assert [path.name for path in directory.parent.iterdir()] == ["adapter"]
+    described = json.loads((directory / "adapter_config.json").read_text())
+    assert described["base_model_name_or_path"] == "test/tiny-llama"
+    by_peft = PeftModel.from_pretrained(tiny_llama(), directory)
+    assert torch.equal(logits(by_peft), logits(model))
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_saved_adapter_is_loaded(tmp_path, trainable):
+    settings = LoraSettings(r=4, alpha=7, layers=(0,))
+    model = trained(settings)
+    save_adapter(model, tmp_path / "adapter")
+    generator = torch.get_rng_state()
+    loaded = load_adapter(tiny_llama(), tmp_path / "adapter", trainable)
+    assert torch.equal(generator, torch.get_rng_state())
+    assert torch.equal(logits(loaded), logits(model))
+    assert lora_settings(loaded) == settings
+    assert any(p.requires_grad for p in loaded.parameters()) == trainable
+    assert not loaded.training
+
+
+def test_an_adapter_on_another_base_is_loaded_with_a_warning(tmp_path, caplog):
+    save_adapter(trained(), tmp_path / "adapter")
+    other = tiny_llama()
+    other.name_or_path = "test/other"
+    with caplog.at_level(logging.WARNING):
+        load_adapter(other, tmp_path / "adapter")
+    assert "names test/tiny-llama as its base model; it is loaded into test/other" in caplog.text
+
+
+def test_saving_again_replaces_an_adapter_and_nothing_else(tmp_path):
+    directory = tmp_path / "adapter"
+    save_adapter(add_adapter(tiny_llama(), LoraSettings(), seed=0), directory)
+    model = trained()
+    save_adapter(model, directory)
+    assert torch.equal(logits(load_adapter(tiny_llama(), directory)), logits(model))
+    (directory / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="notes.txt"):
+        save_adapter(model, directory)
+    assert (directory / "notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_interrupted_saving_leaves_the_old_adapter(tmp_path, monkeypatch):
+    directory, model = tmp_path / "adapter", trained()
+    save_adapter(model, directory)
+
+    def interrupted(path, **options):
+        raise KeyboardInterrupt
+
+    broken = trained()
+    monkeypatch.setattr(broken, "save_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_adapter(broken, directory)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    load_adapter(tiny_llama(), directory)
+
+
+def test_adapter_of_another_model_is_refused_and_the_model_restored(tmp_path):
+    save_adapter(trained(), tmp_path / "adapter")
+    other = tiny_llama(hidden_size=64)
+    before = logits(other)
+    with pytest.raises(ValueError, match="trained on test/tiny-llama.*does not fit the model"):
+        load_adapter(other, tmp_path / "adapter")
+    assert torch.equal(logits(other), before)
+    assert not any("lora_" in name for name, _ in other.named_modules())
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="GPT2LMHeadModel.*no linear layer"):
+        load_adapter(gpt2, tmp_path / "adapter")
+
+
+def test_files_that_are_no_plain_adapter_are_refused(tmp_path):
+    directory = tmp_path / "adapter"
+    with pytest.raises(FileNotFoundError, match="adapter_config.json"):
+        load_adapter(tiny_llama(), directory)
+    save_adapter(trained(), directory)
+    weights, config = directory / "adapter_model.safetensors", directory / "adapter_config.json"
+
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match="is damaged"):
+        load_adapter(tiny_llama(), directory)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors"):
+        load_adapter(tiny_llama(), directory)
+    (directory / "adapter_model.bin").touch()
+    with pytest.raises(ValueError, match="pickled adapter_model.bin.*save_pretrained"):
+        load_adapter(tiny_llama(), directory)
+    weights.write_bytes(whole)
+
+    described = json.loads(config.read_text())
+    config.write_text(json.dumps(described | {"peft_type": "IA3"}))
+    with pytest.raises(ValueError, match="no LoRA adapter"):
+        load_adapter(tiny_llama(), directory)
+    config.write_text("{")
+    with pytest.raises(ValueError, match="is no JSON"):
+        load_adapter(tiny_llama(), directory)
+
+
+@pytest.mark.parametrize(
+    "variant", [{"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}]
+)
+def test_variants_of_lora_are_refused(tmp_path, variant):
+    config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", **variant)
+    save_adapter(get_peft_model(tiny_llama(), config), tmp_path / "adapter")
+    with pytest.raises(ValueError, match=f"no plain LoRA adapter.*{next(iter(variant))}"):
+        load_adapter(tiny_llama(), tmp_path / "adapter")
