@@ -108,16 +108,22 @@ from recbole.utils.argument_list import (  # noqa: E402
 # --- shims: data (pandas 3) --------------------------------------------------------------------
 
 
-def _read_atomic_file(path, *, usecols, dtype, **options) -> pd.DataFrame:
+# What pandas.read_csv takes for a missing value by default, from its documentation.
+PANDAS_MISSING = (
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+    *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+)
+
+
+def _read_atomic_file(path, *, usecols, **options) -> pd.DataFrame:
     """``pandas.read_csv`` for RecBole's atomic files, with sequence columns kept as written.
 
     pandas 3 copies on write, so RecBole's chained ``fillna("", inplace=True)`` leaves NaN in empty
-    sequences and loading fails. A converter reads them as text, which also keeps titles such as
-    ``NA`` or ``None`` that pandas would take for missing.
+    sequences and loading fails. Read as text, they are empty, and titles such as ``NA`` or
+    ``None``, which pandas would take for missing, are kept.
     """
-    sequences = {column: str for column in usecols if column.endswith("_seq")}
-    others = {column: kind for column, kind in dtype.items() if column not in sequences}
-    return pd.read_csv(path, usecols=usecols, dtype=others, converters=sequences, **options)
+    missing = {name: PANDAS_MISSING for name in usecols if not name.endswith("_seq")}
+    return pd.read_csv(path, usecols=usecols, na_values=missing, keep_default_na=False, **options)
 
 
 def _len_of_each(values):
@@ -152,7 +158,7 @@ def _shim_data() -> None:
     # RecBole's chained assignments are replaced below; its tensors never write to pandas' arrays.
     recbole_only = {"module": r"recbole\."}
     if hasattr(pd.errors, "ChainedAssignmentError"):
-        warnings.filterwarnings("ignore", category=pd.errors.ChainedAssignmentError, **recbole_only)
+        warnings.filterwarnings("ignore", category=pd.errors.ChainedAssignmentError)
     warnings.filterwarnings("ignore", message=".*NumPy array is not writable", **recbole_only)
     pandas_for_recbole = types.ModuleType("pandas")
     pandas_for_recbole.__dict__.update(pd.__dict__)

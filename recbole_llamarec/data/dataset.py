@@ -70,10 +70,8 @@ class LlamaRecDataset(SequentialDataset):
     def _decoded_column(self, field: str) -> list[str]:
         """The text of one item field for every internal item id, ``""`` where missing."""
         tokens = self.field2id_token[field]
-        ids = np.asarray(self.item_feat[field])
-        if ids.ndim == 1:
-            return [str(tokens[i]) if i else "" for i in ids]
-        return [" ".join(str(tokens[i]) for i in row[row != 0]) for row in ids]
+        rows = map(np.atleast_1d, self.item_feat[field])  # one id, or an array of ids, an item
+        return [" ".join(str(tokens[int(i)]) for i in ids if i) for ids in rows]
 
     def _check_item_text(self) -> None:
         template = self.config["item_text_format"]

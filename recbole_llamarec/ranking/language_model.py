@@ -151,6 +151,7 @@ def load_language_model(
     Raises:
         FileNotFoundError, ImportError, RuntimeError: as :func:`check_language_model`, and where
             transformers finds no model of that name.
+        ValueError: transformers cannot load this model in this way.
     """
     check_language_model(settings)
     source, gguf_file = _source(settings)
@@ -168,6 +169,12 @@ def load_language_model(
         raise FileNotFoundError(
             f"llm_name_or_path: {settings.name_or_path!r} could not be loaded: {error} Check the "
             "name and the network, or give a local directory, a .gguf file or 'embedded'."
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"llm_name_or_path: {settings.name_or_path!r} cannot be loaded with llm_attention: "
+            f"{settings.attention} and llm_load_in_4bit: {settings.load_in_4bit}: {error} Try "
+            "llm_attention: eager, which every model has, or another model."
         ) from error
     # This name goes into the adapter's adapter_config.json.
     embedded = settings.name_or_path == EMBEDDED
@@ -247,12 +254,6 @@ def max_positions(model: nn.Module) -> int | None:
     return getattr(base.config.get_text_config(), "max_position_embeddings", None)
 
 
-def max_positions(model: nn.Module) -> int | None:
-    """Return the longest prompt that the model was made for, in tokens, or None."""
-    base: Any = _base_model(model)
-    return getattr(base.config.get_text_config(), "max_position_embeddings", None)
-
-
 def _base_model(model: nn.Module) -> nn.Module:
     unwrap = getattr(model, "get_base_model", None)  # only a PeftModel has it
     return model if unwrap is None else unwrap()
@@ -300,6 +301,12 @@ def _load(
     model = AutoModelForCausalLM.from_pretrained(
         source, device_map={"": device}, **where, **options
     )
+    if load_in_4bit:
+        # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer at its first forward in
+        # evaluation mode for a kernel without gradients, and silently trains nothing afterwards.
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     return model, tokenizer
 
 

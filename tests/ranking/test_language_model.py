@@ -48,7 +48,8 @@ def tiny_model(kind: str) -> nn.Module:
             sliding_window=4,
             layer_types=["sliding_attention", "full_attention"],
         )
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    attention = "eager" if kind == "gemma2" else "sdpa"  # transformers has no other for Gemma 2
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
 def with_adapter(model: nn.Module) -> nn.Module:
@@ -149,6 +150,14 @@ def test_dtype_and_attention_are_heeded(model_directory):
     assert model.config._attn_implementation == "eager"
 
 
+def test_an_attention_that_the_model_lacks_is_reported(tmp_path, model_directory):
+    tiny_model("gemma2").save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((model_directory / name).read_bytes())
+    with pytest.raises(ValueError, match="llm_attention: sdpa.*Try llm_attention: eager"):
+        load_language_model(LanguageModelSettings(str(tmp_path)), CPU)
+
+
 def test_auto_dtype_is_bfloat16_on_a_gpu():
     assert language_model._dtype(LanguageModelSettings(), torch.device("cuda")) == torch.bfloat16
 
@@ -160,7 +169,7 @@ def test_nf4_model_runs_and_its_adapter_learns(model_directory):
     assert type(output_head(model)) is nn.Linear
     exact = tiny_model("llama")
     input_ids, lengths = torch.randint(1, VOCABULARY, (3, 6)), torch.tensor([6, 2, 4])
-    with torch.no_grad():
+    with torch.no_grad():  # before the training, as it is what makes bitsandbytes repack layers
         hidden = last_hidden(model, input_ids, lengths)
         reference = last_hidden(exact, input_ids, lengths)
     assert torch.nn.functional.cosine_similarity(hidden.float(), reference).min() > 0.95

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_llamarec.data.samples import SeenItems, random_pool
+
+
+def test_seen_items_are_targets_and_first_histories():
+    # user 1 saw 3, 5, 4; the second history lost its oldest item; user 3 saw 7, 8; user 2 nothing
+    users = np.array([1, 1, 3])
+    targets = np.array([5, 4, 8])
+    histories = np.array([[3, 0], [5, 0], [7, 0]])
+    seen = SeenItems.from_rows(users, targets, histories, n_users=4)
+    assert [seen.of(u).tolist() for u in range(4)] == [[], [3, 4, 5], [], [7, 8]]
+    assert seen.most == 3
+    assert seen.of(99).tolist() == [] and seen.of(-1).tolist() == []
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10_000), st.integers(2, 20), st.integers(0, 20))
+def test_random_pool(seed, n_candidates, n_seen):
+    generator = np.random.default_rng(seed)
+    seen = generator.choice(np.arange(1, 60), size=n_seen, replace=False)
+    target = int(generator.integers(1, 60))
+    candidates, label = random_pool(target, seen, 60, n_candidates, generator)
+    assert candidates[label] == target
+    assert len(set(candidates)) == n_candidates
+    assert 0 not in candidates
+    assert not set(candidates) - {target} & set(seen)
+
+
+def test_pool_positions_and_negatives_are_uniform():
+    generator = np.random.default_rng(0)
+    pools = [random_pool(1, np.array([2, 3]), 14, 5, generator) for _ in range(4000)]
+    labels = np.bincount([label for _, label in pools], minlength=5)
+    assert np.abs(labels / 4000 - 0.2).max() < 0.03
+    counts = np.bincount(np.concatenate([c for c, _ in pools]), minlength=14)
+    assert counts[[0, 2, 3]].sum() == 0
+    assert np.abs(counts[4:] / 4000 - 0.4).max() < 0.04
+
+
+def test_too_few_unseen_items_name_the_key():
+    with pytest.raises(ValueError, match="rerank_candidates"):
+        random_pool(1, np.arange(1, 9), 10, 5, np.random.default_rng(0))
