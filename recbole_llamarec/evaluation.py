@@ -1,4 +1,4 @@
-"""The result table: the retriever alone and LlamaRec, over all rows and where retrieval succeeded."""
+"""The result table: both stages side by side, over all rows and where retrieval succeeded."""
 
 from __future__ import annotations
 

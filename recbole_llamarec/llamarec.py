@@ -114,7 +114,7 @@ class LlamaRec(SequentialRecommender):
 
     def _load_ranker(self) -> Ranker:
         settings = self.settings
-        model, tokenizer = load_language_model(settings.llm, self.device)
+        base, tokenizer = load_language_model(settings.llm, self.device)
         prompts = PromptBuilder(
             tokenizer,
             self.item_texts,
@@ -122,7 +122,7 @@ class LlamaRec(SequentialRecommender):
             settings.prompt,
             max_history=settings.prompt_max_history,
             max_title_tokens=settings.prompt_max_title_tokens,
-            max_prompt_tokens=settings.prompt_max_tokens or max_positions(model),
+            max_prompt_tokens=settings.prompt_max_tokens or max_positions(base),
         )
         some_items = range(1, settings.rerank_candidates + 1)
         verbalizer = Verbalizer.for_tokenizer(
@@ -132,12 +132,12 @@ class LlamaRec(SequentialRecommender):
             settings.prompt.response,
         )
         if self._saved_adapter is not None:
-            model = add_adapter(model, LoraSettings(**self._saved_adapter["lora"]), self.seed)
+            model = add_adapter(base, LoraSettings(**self._saved_adapter["lora"]), self.seed)
             load_adapter_state(model, self._saved_adapter["state"])
         elif settings.lora_adapter:
-            model = load_adapter(model, settings.lora_adapter, trainable=True)
+            model = load_adapter(base, settings.lora_adapter, trainable=True)
         else:
-            model = add_adapter(model, settings.lora, self.seed)
+            model = add_adapter(base, settings.lora, self.seed)
         return Ranker(model, prompts, verbalizer, settings.llm_batch_tokens)
 
     def other_parameter(self) -> dict[str, Any]:
@@ -222,7 +222,7 @@ class LlamaRec(SequentialRecommender):
         return every_row if use_ranker else every_row[:0]
 
     def _rerank(self, interaction, candidates: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The candidates of ``rows`` in the ranker's order, ``[rows, K]``; ties keep their order."""
+        """The candidates of ``rows`` in the ranker's order, ``[rows, K]``."""
         histories = histories_of(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], rows)
         pool = candidates[rows]  # [R, K]
         scores = self.ranker.rank(histories, pool.tolist(), self._pass.show_progress)

@@ -9,6 +9,7 @@ default property files; and *retriever configurations*, the one place where a se
 from __future__ import annotations
 
 import builtins
+import copy
 import difflib
 import importlib
 import pickle
@@ -94,6 +95,7 @@ import recbole.trainer as recbole_trainers  # noqa: E402
 import recbole.trainer.hyper_tuning as hyper_tuning_module  # noqa: E402
 import recbole.trainer.trainer as trainer_module  # noqa: E402
 from recbole.config import Config  # noqa: E402
+from recbole.data.transform import construct_transform  # noqa: E402
 from recbole.data.utils import get_dataloader  # noqa: E402
 from recbole.evaluator.collector import Collector  # noqa: E402
 from recbole.sampler import RepeatableSampler  # noqa: E402
@@ -127,7 +129,7 @@ def _read_atomic_file(path, *, usecols, **options) -> pd.DataFrame:
 
 
 def _len_of_each(values):
-    """``len``, but of each row of a Series: pandas 3 made ``Series.agg(len)`` the Series' length."""
+    """``len``, but of each row of a Series: in pandas 3 ``Series.agg(len)`` is the Series' own."""
     if isinstance(values, pd.Series):
         return values.map(builtins.len)
     return builtins.len(values)
@@ -156,10 +158,9 @@ def _fill_nan(self) -> None:
 
 def _shim_data() -> None:
     # RecBole's chained assignments are replaced below; its tensors never write to pandas' arrays.
-    recbole_only = {"module": r"recbole\."}
     if hasattr(pd.errors, "ChainedAssignmentError"):
         warnings.filterwarnings("ignore", category=pd.errors.ChainedAssignmentError)
-    warnings.filterwarnings("ignore", message=".*NumPy array is not writable", **recbole_only)
+    warnings.filterwarnings("ignore", message=".*NumPy array is not writable", module="recbole")
     pandas_for_recbole = types.ModuleType("pandas")
     pandas_for_recbole.__dict__.update(pd.__dict__)
     pandas_for_recbole.read_csv = _read_atomic_file  # type: ignore[attr-defined]
@@ -289,7 +290,7 @@ def _with_checkpoints(function):
 
 
 def _evaluate_with_checkpoints(evaluate):
-    """``Trainer.evaluate`` loads its checkpoint first and then calls the model: swap for that only."""
+    """``Trainer.evaluate``, which loads its checkpoint by :func:`load_checkpoint`."""
 
     def wrapped(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         if eval_data and load_best_model:
@@ -302,6 +303,24 @@ def _evaluate_with_checkpoints(evaluate):
 
     wrapped.__doc__, wrapped.__name__ = evaluate.__doc__, evaluate.__name__
     return wrapped
+
+
+def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+    """RecBole's ``Trainer._save_checkpoint``, with a configuration that one process can load.
+
+    RecBole saves that of several processes as it is; loading it asks for a process group.
+    """
+    run_config = self.config
+    if run_config["single_spec"]:
+        return _recbole_save_checkpoint(self, epoch, verbose=verbose, **kwargs)
+    if run_config["local_rank"] != 0:
+        return None
+    self.config = copy.copy(run_config)
+    self.config.final_config_dict = {**run_config.final_config_dict, "single_spec": True}
+    try:
+        return _recbole_save_checkpoint(self, epoch, verbose=verbose, **kwargs)
+    finally:
+        self.config = run_config
 
 
 def _init_device(self) -> None:
@@ -388,17 +407,19 @@ def _install_shims() -> None:
     Config._update_internal_config_dict = _update_internal_config_dict
     Collector.get_data_struct = _get_data_struct
     trainer_module.DistributedDataParallel = _distributed
+    trainer_module.Trainer._save_checkpoint = _save_checkpoint
     trainer_module.Trainer.evaluate = _evaluate_with_checkpoints(trainer_module.Trainer.evaluate)
     trainer_module.Trainer.resume_checkpoint = _with_checkpoints(
         trainer_module.Trainer.resume_checkpoint
     )
-    quick_start.load_data_and_model = _load_data_and_model
-    importlib.import_module("recbole.quick_start").load_data_and_model = _load_data_and_model
+    for module in (quick_start, importlib.import_module("recbole.quick_start")):
+        setattr(module, "load_data_and_model", _load_data_and_model)  # noqa: B010
     quick_start.run_recboles = run_recboles
 
 
 _recbole_init_device = Config._init_device
 _recbole_update_internal_config_dict = Config._update_internal_config_dict
+_recbole_save_checkpoint = trainer_module.Trainer._save_checkpoint
 _recbole_run_recboles = quick_start.run_recboles
 _load_data_and_model = _with_checkpoints(quick_start.load_data_and_model)
 _install_shims()
@@ -461,6 +482,7 @@ def retriever_config(config: Config, model: str, overrides: Mapping[str, Any]) -
     for key in SHARED_KEYS:
         if key in config and key not in overrides:
             own[key] = config[key]
+    construct_transform(own)  # writes its field names into the config, where the model reads them
     return own
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from recbole_llamarec.data.item_text import format_fields
 from recbole_llamarec.ranking.adapter import LoraSettings
 from recbole_llamarec.ranking.language_model import LanguageModelSettings, check_language_model
-from recbole_llamarec.ranking.prompt import PromptTemplate
+from recbole_llamarec.ranking.template import PromptTemplate
 from recbole_llamarec.ranking.verbalizer import default_labels
 
 GROUPS = {"prompt_": PromptTemplate, "llm_": LanguageModelSettings, "lora_": LoraSettings}
@@ -117,6 +117,7 @@ class LlamaRecSettings:
                 f"eval_args: mode {config['eval_args']['mode']!r} samples the items to rank; "
                 "LlamaRec ranks the whole catalogue. Set mode: full."
             )
+        errors += _valid_metric_errors(config)
         groups: dict[str, Any] = {}
         for prefix, kind in GROUPS.items():
             try:
@@ -156,6 +157,19 @@ class LlamaRecSettings:
         return tuple(labels[:count])
 
 
+def _valid_metric_errors(config) -> list[str]:
+    """RecBole would fail on this after the first epoch."""
+    if not config["valid_metric"] or not config["metrics"] or not config["topk"]:
+        return []
+    known = [f"{metric}@{k}" for metric in config["metrics"] for k in config["topk"]]
+    if config["valid_metric"].lower() in [name.lower() for name in known]:
+        return []
+    return [
+        f"valid_metric: {config['valid_metric']!r} is not computed; it must be one of metrics at "
+        f"one of topk: {', '.join(known)}."
+    ]
+
+
 def report_unknown_keys(given: Iterable[str], known: Iterable[str]) -> list[str]:
     """Find misspelt LlamaRec keys among those that the user gave.
 
@@ -190,7 +204,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _collect(errors: list[str], function: Callable, *arguments):
-    """Call ``function``; a ValueError, FileNotFoundError or ImportError becomes a line of errors."""
+    """Call ``function``; what is wrong with the user's input becomes a line of ``errors``."""
     try:
         return function(*arguments)
     except (ValueError, FileNotFoundError, ImportError) as error:

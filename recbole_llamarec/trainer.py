@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from recbole.evaluator import Evaluator
 from recbole.trainer import Trainer
-from recbole.utils import calculate_valid_score, dict2str, early_stopping
+from recbole.utils import calculate_valid_score, dict2str, early_stopping, init_seed
 from tqdm import tqdm
 
 from recbole_llamarec.data.samples import random_pool
@@ -32,6 +32,10 @@ class LlamaRecTrainer(Trainer):
     Attributes:
         report: of the last :meth:`evaluate`, ``None`` before.
     """
+
+    saved_model_file: str
+    best_valid_score: float
+    cur_step: int
 
     def __init__(self, config, model):
         super().__init__(config, model)
@@ -89,6 +93,8 @@ class LlamaRecTrainer(Trainer):
 
     def _tune(self, train_data, valid_data, verbose, show_progress, callback_fn) -> None:
         """Tune the adapter and keep its best state on validation."""
+        # Dropout must not depend on whether the retriever was trained in this run or loaded.
+        init_seed(self.config["seed"] + self.config["local_rank"], self.config["reproducibility"])
         model = self.model.ranker.model
         optimizer = self._build_optimizer(params=[p for p in model.parameters() if p.requires_grad])
         batches = self._training_batches(len(train_data.dataset))
@@ -175,13 +181,9 @@ class LlamaRecTrainer(Trainer):
         subset = dataset.copy(dataset.inter_feat[torch.from_numpy(rows)])
         return loader_like(valid_data, self.config, subset)
 
-    def _validate(
-        self, subset, step, losses, start, verbose, callback_fn
-    ) -> tuple[bool, bool]:
+    def _validate(self, subset, step, losses, start, verbose, callback_fn) -> tuple[bool, bool]:
         """Validate the ranker; returns whether it improved and whether to stop."""
-        with self.model.evaluating(
-            rerank=True, skip_misses=self.skip_misses, show_progress=False
-        ):
+        with self.model.evaluating(rerank=True, skip_misses=self.skip_misses, show_progress=False):
             result = super().evaluate(subset, load_best_model=False)
         score = calculate_valid_score(result, self.valid_metric)
         self.best_valid_score, self.cur_step, stop, improved = early_stopping(
@@ -220,9 +222,7 @@ class LlamaRecTrainer(Trainer):
     # --- evaluation ----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(
-        self, eval_data, load_best_model=True, model_file=None, show_progress=False
-    ):
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Evaluate the retriever alone, then LlamaRec; log the table; return LlamaRec's metrics.
 
         Arguments and result are those of RecBole's ``Trainer.evaluate``.
@@ -255,7 +255,7 @@ class LlamaRecTrainer(Trainer):
 
     def _over_rows(self, rows: torch.Tensor) -> Mapping[str, float]:
         """Metrics of the last pass over some rows, of all processes together."""
-        result = dict(self.evaluator.evaluate_rows(rows))  # type: ignore[attr-defined]
+        result = dict(self.evaluator.evaluate_rows(rows))
         if not self._is_distributed:
             return result
         parts: list = [None] * self.config["world_size"]

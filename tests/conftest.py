@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import string
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,9 @@ import torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-import recbole_llamarec  # noqa: E402, F401
+from helpers import titles, write_dataset
 
-WORDS = "Red Blue Old New Lost Silent River Mountain House Night Day Return Secret Star".split()
+import recbole_llamarec  # noqa: F401
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,46 +29,6 @@ def workdir(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["test"])
     return tmp_path
-
-
-def titles(count: int, seed: int = 0) -> list[str]:
-    """Distinct made-up film titles."""
-    generator = random.Random(seed)
-    return [f"The {generator.choice(WORDS)} {generator.choice(WORDS)} {i}" for i in range(count)]
-
-
-def write_dataset(
-    root: Path,
-    name: str = "tiny",
-    n_users: int = 40,
-    n_items: int = 60,
-    untitled: int = 0,
-    timestamps: bool = True,
-    seed: int = 0,
-) -> Path:
-    """Write atomic files in which the next item often follows the last one by number.
-
-    The first ``untitled`` items have no title; user 1 has a single interaction.
-    """
-    generator = random.Random(seed)
-    folder = root / name
-    folder.mkdir(parents=True)
-    columns = ["user_id:token", "item_id:token"] + (["timestamp:float"] if timestamps else [])
-    lines = ["\t".join(columns)]
-    for user in range(1, n_users + 1):
-        item, seen = generator.randrange(n_items), []
-        for position in range(1 if user == 1 else generator.randint(6, 14)):
-            while item in seen:
-                item = (item + generator.choice([1, 1, 1, 2, 7])) % n_items
-            seen.append(item)
-            row = [str(user), f"i{item}"] + ([str(881250000 + position)] if timestamps else [])
-            lines.append("\t".join(row))
-    (folder / f"{name}.inter").write_text("\n".join(lines) + "\n")
-    names = ["" if i < untitled else title for i, title in enumerate(titles(n_items))]
-    rows = [f"i{i}\t{title}\t{1950 + i}" for i, title in enumerate(names)]
-    head = "item_id:token\ttitle:token_seq\tyear:token"
-    (folder / f"{name}.item").write_text("\n".join([head, *rows]) + "\n")
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -100,26 +60,55 @@ def tiny_llama(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_run(workdir, tiny_llama) -> dict:
-    """Settings of a LlamaRec run of a few seconds on the small data set."""
-    write_dataset(workdir / "data")
+def tiny_settings(root: Path, llama: Path) -> dict:
+    """Settings of a LlamaRec run of a few seconds on the small data set, which it writes."""
+    write_dataset(root / "data")
     return {
+        "model": "LlamaRec",
         "dataset": "tiny",
-        "data_path": str(workdir / "data"),
-        "checkpoint_dir": str(workdir / "saved"),
+        "data_path": str(root / "data"),
+        "checkpoint_dir": str(root / "saved"),
         "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title"]},
         "MAX_ITEM_LIST_LENGTH": 20,
-        "llm_name_or_path": str(tiny_llama),
+        "llm_name_or_path": str(llama),
         "prompt_max_history": 5,
         "rerank_candidates": 8,
         "train_max_samples": 16,
         "train_batch_size": 8,
-        "learning_rate": 1e-3,
-        "retriever_config": {"epochs": 4, "train_batch_size": 16},
+        "learning_rate": 1e-2,
+        "retriever_config": {"epochs": 3, "train_batch_size": 16},
         "show_progress": False,
         "topk": [5, 10],
         "valid_metric": "NDCG@10",
         "metrics": ["Recall", "MRR", "NDCG"],
-        "state": "INFO",
     }
+
+
+@pytest.fixture
+def tiny_run(workdir, tiny_llama) -> dict:
+    """Settings of a run in an empty directory."""
+    return tiny_settings(workdir, tiny_llama)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run: its settings, RecBole's result, its checkpoint and its log."""
+
+    settings: dict
+    result: dict
+    checkpoint: Path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, tiny_llama) -> TrainedRun:
+    """One run of LlamaRec on the small data set, by RecBole's own ``run_recbole``."""
+    from recbole.quick_start import run_recbole
+
+    root = tmp_path_factory.mktemp("run")
+    settings = tiny_settings(root, tiny_llama)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr("sys.argv", ["test"])
+        result = run_recbole(config_dict=dict(settings))
+    (checkpoint,) = [file for file in (root / "saved").glob("*.pth") if file.name.count(".") == 1]
+    return TrainedRun(settings, result, checkpoint)

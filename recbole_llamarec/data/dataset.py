@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureType
@@ -22,12 +24,15 @@ class LlamaRecDataset(SequentialDataset):
     (``item_text_missing: drop``, the paper's preparation) or kept (``fallback``).
     """
 
+    inter_feat: Any  # DataFrames while the data are prepared, Interactions afterwards
+    item_feat: Any
+
     def _data_filtering(self):
         if self.time_field not in self.inter_feat:
             raise ValueError(
                 f"TIME_FIELD: {self.time_field!r} is not a loaded column of "
-                f"{self.dataset_name}.inter (loaded: {list(self.inter_feat.columns)}). LlamaRec and "
-                "LRURec need timestamps: name the column with TIME_FIELD and load it with "
+                f"{self.dataset_name}.inter (loaded: {list(self.inter_feat.columns)}). LlamaRec "
+                "and LRURec need timestamps: name the column with TIME_FIELD and load it with "
                 "load_col: {inter: [..., timestamp]}."
             )
         if self.config["item_text_format"]:

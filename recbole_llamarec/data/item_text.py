@@ -73,6 +73,4 @@ def item_texts(
     ]
     if fallback is None:
         return texts
-    return [
-        text or fallback.format(token=token) for text, token in zip(texts, tokens, strict=True)
-    ]
+    return [text or fallback.format(token=token) for text, token in zip(texts, tokens, strict=True)]

@@ -12,7 +12,7 @@ class SeenItems:
     """The items that each user has interacted with in the training part, in compressed rows.
 
     Attributes:
-        starts: int64 ``[n_users + 1]``; user ``u``'s items are ``items[starts[u] : starts[u + 1]]``.
+        starts: int64 ``[n_users + 1]``; user ``u`` has ``items[starts[u] : starts[u + 1]]``.
         items: int64, sorted and distinct within a user.
     """
 

@@ -304,9 +304,10 @@ def _load(
     if load_in_4bit:
         # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer at its first forward in
         # evaluation mode for a kernel without gradients, and silently trains nothing afterwards.
-        for module in model.modules():
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+        layer: Any
+        for layer in model.modules():
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                layer.support_avx512bf16_for_cpu = False
     return model, tokenizer
 
 

@@ -182,10 +182,12 @@ def shorten_titles(
     limit: int,
     clean: Callable[[str], str],
 ) -> list[str]:
-    """Cut titles to the longest beginning that has at most ``limit`` tokens.
+    """Cut titles to a beginning of ``limit`` tokens, or of fewer where no cut gives just so many.
 
     The cut is made in the text and not in the token ids, so that tokenising the prompt's text
-    gives the same ids again. All titles are bisected together, one batch of the tokenizer a round.
+    gives the same ids again. It is searched for in all titles together, one batch of the tokenizer
+    a round, where the tokens seen so far place it; every third round halves the range instead, so
+    that uneven titles take few rounds too.
 
     Args:
         titles: Titles that are too long.
@@ -200,14 +202,23 @@ def shorten_titles(
     def beginning(title: str, length: int) -> str:
         return clean(title[: character_boundary(title, length)])
 
-    fits = [0] * len(titles)  # lengths in characters: the longest seen that fits ...
-    fails = [len(t) for t in titles]  # ... and the shortest seen that does not
-    while open_rows := [i for i in range(len(titles)) if fails[i] - fits[i] > 1]:
-        middles = [(fits[i] + fails[i]) // 2 for i in open_rows]
-        tried = [beginning(titles[i], m) for i, m in zip(open_rows, middles, strict=True)]
-        for i, middle, n_tokens in zip(open_rows, middles, count_tokens(tried), strict=True):
-            (fits if n_tokens <= limit else fails)[i] = middle
-    return [beginning(t, n) for t, n in zip(titles, fits, strict=True)]
+    # (characters, tokens) of the longest beginning seen that fits, the shortest that does not
+    fits = [(0, 0)] * len(titles)
+    fails = list(zip(map(len, titles), count_tokens(list(titles)), strict=True))
+    turn = 0
+    while searched := [
+        i for i in range(len(titles)) if fits[i][1] < limit and fails[i][0] - fits[i][0] > 1
+    ]:
+        lengths = []
+        for i in searched:
+            (low, low_tokens), (high, high_tokens) = fits[i], fails[i]
+            share = 0.5 if turn % 3 == 2 else (limit - low_tokens) / (high_tokens - low_tokens)
+            lengths.append(min(max(low + round((high - low) * share), low + 1), high - 1))
+        tried = [beginning(titles[i], length) for i, length in zip(searched, lengths, strict=True)]
+        for i, length, tokens in zip(searched, lengths, count_tokens(tried), strict=True):
+            (fits if tokens <= limit else fails)[i] = length, tokens
+        turn += 1
+    return [beginning(title, length) for title, (length, _) in zip(titles, fits, strict=True)]
 
 
 def prepare_titles(

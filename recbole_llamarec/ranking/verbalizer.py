@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from recbole_llamarec.ranking.prompt import PLACEHOLDERS, placeholder_error
+from recbole_llamarec.ranking.template import PLACEHOLDERS, placeholder_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

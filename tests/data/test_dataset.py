@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import recbole
-from conftest import write_dataset
+from helpers import write_dataset
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 
@@ -56,7 +56,11 @@ def ml_latest_small(tmp_path_factory) -> tuple[Path, pd.DataFrame]:
     frame = frame.rename(columns={"userid": "user_id", "movieid": "item_id"})
     folder = tmp_path_factory.mktemp("data") / "ml-latest-small"
     folder.mkdir()
-    columns = {"user_id": "user_id:token", "item_id": "item_id:token", "timestamp": "timestamp:float"}
+    columns = {
+        "user_id": "user_id:token",
+        "item_id": "item_id:token",
+        "timestamp": "timestamp:float",
+    }
     frame[list(columns)].rename(columns=columns).to_csv(
         folder / "ml-latest-small.inter", sep="\t", index=False
     )
@@ -99,9 +103,7 @@ def test_chronology_of_ml_latest_small(workdir, ml_latest_small, exact):
 
 def test_order_without_exactness_is_recboles_own(workdir):
     ours = last_two_by_split(make(dataset="ml-100k", exact_chronology=False))
-    theirs = last_two_by_split(
-        make(model="SASRec", dataset="ml-100k", train_neg_sample_args=None)
-    )
+    theirs = last_two_by_split(make(model="SASRec", dataset="ml-100k", train_neg_sample_args=None))
     assert ours == theirs
 
 
@@ -193,7 +195,9 @@ def test_float_features_have_no_nan(workdir):
     folder = write_dataset(workdir / "data")
     file = folder / "tiny.item"
     lines = file.read_text().splitlines()
-    lines = [lines[0] + "\tprice:float"] + [line + "\t2.5" for line in lines[1:-1]] + [lines[-1] + "\t"]
+    lines = (
+        [lines[0] + "\tprice:float"] + [line + "\t2.5" for line in lines[1:-1]] + [lines[-1] + "\t"]
+    )
     file.write_text("\n".join(lines) + "\n")
     dataset = make(
         data_path=str(workdir / "data"),

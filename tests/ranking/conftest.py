@@ -31,6 +31,7 @@ def corpus() -> list[str]:
     lines = [" ".join(rng.choices(WORDS, k=rng.randint(3, 12))) for _ in range(400)]
     letters = list(string.ascii_letters + string.digits)
     lines += [" ".join(rng.sample(letters, len(letters))) for _ in range(60)]
+    lines += ["a  b   c\n  d"] * 20  # runs of spaces, which Llama-2 has as tokens
     return lines + ["### Response: (A)", "User history: (1) a; Candidate pool: (A) b"] * 20
 
 

@@ -25,12 +25,12 @@ DEFAULT = PromptTemplate()
 TEMPLATES = [
     DEFAULT,
     PromptTemplate(
-        instruction="Pick {one}.",
-        text="<|im_start|> user\n{instruction}\nSeen so far:\n{history}\nChoices :\n{candidates}."
+        instruction="Pick  {one}.",
+        text="<|im_start|> user\n{instruction}\nSeen so far:\n{history}\nChoices :\n  {candidates}."
         "<|im_end|>\nAnswer:",
         history_item="{title} [{number}]",
-        candidate_item="<{label}>{title}!",
-        separator=" |\n",
+        candidate_item="<{label}>  {title}!",
+        separator="  |\n ",
         empty_history="",
     ),
     PromptTemplate(

@@ -1,0 +1,63 @@
+"""Small data that the tests make for themselves."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+WORDS = [
+    "Red",
+    "Blue",
+    "Old",
+    "New",
+    "Lost",
+    "Silent",
+    "River",
+    "Mountain",
+    "House",
+    "Night",
+    "Day",
+    "Return",
+    "Secret",
+    "Star",
+]
+
+
+def titles(count: int, seed: int = 0) -> list[str]:
+    """Distinct made-up film titles."""
+    generator = random.Random(seed)
+    return [f"The {generator.choice(WORDS)} {generator.choice(WORDS)} {i}" for i in range(count)]
+
+
+def write_dataset(
+    root: Path,
+    name: str = "tiny",
+    n_users: int = 40,
+    n_items: int = 60,
+    untitled: int = 0,
+    timestamps: bool = True,
+    seed: int = 0,
+) -> Path:
+    """Write atomic files in which the next item often follows the last one by number.
+
+    The first ``untitled`` items have no title; user 1 has a single interaction.
+    """
+    generator = random.Random(seed)
+    folder = root / name
+    folder.mkdir(parents=True)
+    columns = ["user_id:token", "item_id:token"] + (["timestamp:float"] if timestamps else [])
+    lines = ["\t".join(columns)]
+    for user in range(1, n_users + 1):
+        item, seen = generator.randrange(n_items), []
+        for position in range(1 if user == 1 else generator.randint(6, 14)):
+            while item in seen:
+                item = (item + generator.choice([1, 1, 1, 2, 7])) % n_items
+            seen.append(item)
+            row = [str(user), f"i{item}"] + ([str(881250000 + position)] if timestamps else [])
+            lines.append("\t".join(row))
+    (folder / f"{name}.inter").write_text("\n".join(lines) + "\n")
+    names = ["" if i < untitled else title for i, title in enumerate(titles(n_items))]
+    rows = [f"i{i}\t{title}\t{1950 + i}" for i, title in enumerate(names)]
+    head = "item_id:token\ttitle:token_seq\tyear:token"
+    (folder / f"{name}.item").write_text("\n".join([head, *rows]) + "\n")
+    return folder

@@ -1,0 +1,205 @@
+"""Both stages in one run: retrievers, budgets, early stopping, RecBole's entry points."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from recbole.quick_start import load_data_and_model, objective_function, run_recbole
+from recbole.utils import get_model, get_trainer
+
+from recbole_llamarec import LlamaRec, LRURec
+from recbole_llamarec.registry import load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+def files(settings) -> set[str]:
+    """Endings of what a run left in its checkpoint directory."""
+    folder = Path(settings["checkpoint_dir"])
+    return {file.name.split(".", 1)[1] for file in folder.iterdir()}
+
+
+def is_better_than_chance(result) -> bool:
+    return result["test_result"]["recall@10"] > 10 / 60
+
+
+@pytest.mark.parametrize("retriever", ["SASRec", "GRU4Rec", "NARM", "BERT4Rec", "STAMP", "FPMC"])
+def test_any_sequential_recommender_retrieves(tiny_run, retriever):
+    """FPMC stands for those that draw negatives."""
+    config = {"epochs": 8, "train_batch_size": 64, "learning_rate": 0.005}
+    result = run_recbole(
+        config_dict=tiny_run | {"retriever": retriever, "retriever_config": config}
+    )
+    assert files(tiny_run) == {"pth", "adapter", f"{retriever}.pth"}
+    assert is_better_than_chance(result) or retriever == "FPMC"
+    saved = load_checkpoint(next(Path(tiny_run["checkpoint_dir"]).glob(f"*.{retriever}.pth")))
+    assert saved["config"]["model"] == retriever
+    assert saved["config"]["MAX_ITEM_LIST_LENGTH"] == 20  # the data are the run's
+    assert saved["config"]["train_batch_size"] == 64  # its training is its own
+
+
+def test_a_trained_retriever_is_loaded_instead_of_trained(tiny_run, trained):
+    checkpoint = trained.checkpoint.with_suffix(".LRURec.pth")
+    result = run_recbole(config_dict=tiny_run | {"retriever_checkpoint": str(checkpoint)})
+    assert files(tiny_run) == {"pth", "adapter"}
+    assert result["test_result"] == trained.result["test_result"]
+
+
+def test_lrurec_runs_by_itself(tiny_run):
+    settings = tiny_run | {"model": "LRURec", "epochs": 5, "train_batch_size": 16}
+    settings["learning_rate"] = 1e-3
+    for key in ("retriever_config", "llm_name_or_path", "prompt_max_history", "rerank_candidates"):
+        del settings[key]
+    assert is_better_than_chance(run_recbole(config_dict=settings))
+
+
+def trainer_of(settings):
+    """A trainer and its data, before training."""
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+
+    config = Config(config_dict=dict(settings))
+    train, valid, test = data_preparation(config, create_dataset(config))
+    model = get_model(config["model"])(config, train.dataset)
+    return get_trainer(config["MODEL_TYPE"], config["model"])(config, model), train, valid, test
+
+
+def test_nothing_is_saved_unless_asked_for(tiny_run):
+    trainer, train, valid, test = trainer_of(tiny_run)
+    trainer.fit(train, valid, saved=False)
+    assert files(tiny_run) == set()
+    assert trainer.evaluate(test, load_best_model=False)["recall@10"] > 10 / 60
+
+
+def test_zero_epochs_rank_without_tuning(tiny_run):
+    trainer, train, valid, test = trainer_of(tiny_run | {"epochs": 0})
+    score, result = trainer.fit(train, valid)
+    state = trainer.model.other_parameter()["adapter"]["state"]
+    assert all((t == 0).all() for name, t in state.items() if "lora_B" in name)
+    assert result["ndcg@10"] == score
+    assert trainer.evaluate(test) is not None and trainer.report.n_retrieved > 0
+
+
+def test_every_prefix_is_a_sample_without_a_limit(tiny_run):
+    trainer, train, _, _ = trainer_of(
+        tiny_run | {"train_max_samples": None, "epochs": 2, "train_batch_size": 50}
+    )
+    batches = trainer._training_batches(len(train.dataset))
+    rows = [row for batch in batches for row in batch.tolist()]
+    assert sorted(rows) == sorted([*range(len(train.dataset))] * 2)
+    assert rows[: len(train.dataset)] != rows[len(train.dataset) :]  # a new order each epoch
+    assert max(map(len, batches)) == 50
+
+
+def test_the_best_adapter_is_kept_and_tuning_stops_early(tiny_run, monkeypatch):
+    trainer, train, valid, _ = trainer_of(
+        tiny_run
+        | {"train_max_samples": 80, "train_eval_steps": 1, "stopping_step": 2, "train_eval_rows": 5}
+    )
+    states, scores = [], iter([0.1, 0.5, 0.3, 0.2, 0.1, 0.9])
+
+    def scored(*_, **__):
+        states.append(trainer.model.other_parameter()["adapter"]["state"])
+        return {"ndcg@10": next(scores)}
+
+    trainer.settings = trainer.model.settings
+    monkeypatch.setattr("recbole.trainer.Trainer.evaluate", scored)
+    trainer.model.ranker  # noqa: B018
+    trainer._tune(train, valid, True, False, None)
+    assert trainer.best_valid_score == 0.5
+    assert len(states) == 5  # two worse ones are allowed, the third stops
+    best = trainer.model.other_parameter()["adapter"]["state"]
+    assert all(torch.equal(best[name], states[1][name]) for name in best)
+    assert any(not torch.equal(best[name], states[-1][name]) for name in best)
+
+
+def test_validation_rows_are_few_and_fixed(tiny_run):
+    trainer, _, valid, _ = trainer_of(tiny_run | {"train_eval_rows": 7})
+    rows = [trainer._validation_subset(valid).dataset.inter_feat["user_id"] for _ in range(2)]
+    assert len(rows[0]) == 7 and torch.equal(*rows)
+    assert len(valid.dataset) > 7
+
+
+def test_callback_and_no_validation_data(tiny_run):
+    calls = []
+    trainer, train, valid, _ = trainer_of(tiny_run | {"train_eval_steps": 1})
+    trainer.fit(train, valid, callback_fn=lambda step, score: calls.append((step, score)))
+    assert [step for step, _ in calls] == [1, 2]
+    trainer, train, _, test = trainer_of(tiny_run)
+    assert trainer.fit(train, None) == (-float("inf"), None)
+    assert trainer.evaluate(test)["recall@10"] > 0
+    assert trainer.evaluate(None) is None
+
+
+def test_a_ranker_worse_than_its_retriever_is_called_so(tiny_run, caplog):
+    trainer, train, valid, test = trainer_of(tiny_run)
+    trainer.fit(train, valid)
+    rank = trainer.model.ranker.rank
+    trainer.model.ranker.rank = lambda h, c, p: torch.arange(8.0).repeat(len(h), 1)  # reversed
+    with caplog.at_level("WARNING"):
+        trainer.evaluate(test, load_best_model=False)
+    assert "worse than its retriever" in caplog.text
+    trainer.model.ranker.rank = rank
+
+
+# --- RecBole's own entry points ------------------------------------------------------------------
+
+
+def test_recbole_finds_models_and_trainers_by_name():
+    assert get_model("LlamaRec") is LlamaRec and get_model("LRURec") is LRURec
+    assert get_trainer(None, "LlamaRec").__name__ == "LlamaRecTrainer"
+    assert get_trainer(None, "LRURec").__name__ == "LRURecTrainer"
+
+
+def test_objective_function(tiny_run):
+    result = objective_function(tiny_run)
+    assert result["model"] == "LlamaRec" and result["best_valid_score"] > 0
+
+
+def test_hyper_tuning(tiny_run):
+    pytest.importorskip("hyperopt")
+    from recbole.trainer import HyperTuning
+
+    def objective(config_dict, config_file_list):
+        return objective_function(tiny_run | config_dict, config_file_list, saved=False)
+
+    space = {"choice": {"learning_rate": [1e-3, 1e-2]}}
+    tuning = HyperTuning(objective, params_dict=space, algo="exhaustive")
+    tuning.run()
+    assert tuning.best_params["learning_rate"] in (1e-3, 1e-2)
+    assert len(tuning.params2result) == 2
+
+
+@pytest.mark.parametrize("script", ["run_recbole.py", "-m"])
+def test_two_processes_train_and_evaluate(tiny_run, script):
+    """Started as a script and as a module, whose workers import different main modules."""
+    import yaml
+
+    Path("run.yaml").write_text(yaml.safe_dump({k: v for k, v in tiny_run.items() if k != "model"}))
+    start = [str(ROOT / script)] if script.endswith(".py") else ["-m", "recbole_llamarec"]
+    port = "--port=29511" if script == "-m" else "--port=29512"
+    done = subprocess.run(
+        [sys.executable, *start, "--model=LlamaRec", "--dataset=tiny", "--config_files=run.yaml",
+         "--nproc=2", port, "--epochs=1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "test result" in done.stderr and "LlamaRec, retrieved" in done.stderr
+    (checkpoint,) = [
+        file for file in Path(tiny_run["checkpoint_dir"]).glob("*.pth") if file.name.count(".") == 1
+    ]
+    model = load_data_and_model(str(checkpoint))[1]  # also usable in one process
+    assert model.is_ranker_attached
+
+
+def environment() -> dict:
+    import os
+
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
