@@ -131,14 +131,21 @@ class LlamaRec(SequentialRecommender):
             prompts.text(some_items, some_items),
             settings.prompt.response,
         )
+        return Ranker(self._adapted(base), prompts, verbalizer, settings.llm_batch_tokens)
+
+    def _adapted(self, base):
+        """The language model with its adapter: a checkpoint's, a directory's, or a fresh one."""
         if self._saved_adapter is not None:
             model = add_adapter(base, LoraSettings(**self._saved_adapter["lora"]), self.seed)
             load_adapter_state(model, self._saved_adapter["state"])
-        elif settings.lora_adapter:
-            model = load_adapter(base, settings.lora_adapter, trainable=True)
-        else:
-            model = add_adapter(base, settings.lora, self.seed)
-        return Ranker(model, prompts, verbalizer, settings.llm_batch_tokens)
+            return model
+        directory = self.settings.lora_adapter
+        if directory is None:
+            return add_adapter(base, self.settings.lora, self.seed)
+        try:
+            return load_adapter(base, directory, trainable=True)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"lora_adapter: {error}") from error
 
     def other_parameter(self) -> dict[str, Any]:
         """The adapter, for RecBole's checkpoint: its LoRA settings and its weights on the CPU."""

@@ -8,7 +8,7 @@ from recbole_llamarec.settings import LlamaRecSettings, llamarec_keys, report_un
 
 RECBOLE_KEYS = {
     *("epochs", "train_batch_size", "learner", "learning_rate", "weight_decay", "clip_grad_norm"),
-    *("stopping_step", "train_neg_sample_args"),
+    *("stopping_step", "train_neg_sample_args", "valid_metric"),
 }
 
 

