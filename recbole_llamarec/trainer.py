@@ -113,9 +113,10 @@ class LlamaRecTrainer(Trainer):
             disable=not show_progress,
         ) as progress:
             for step, rows in enumerate(batches, start=1):
-                losses.append(self._tuning_step(train_data.dataset, rows, step, optimizer))
+                losses.append(
+                    self._tuning_step(train_data.dataset, rows, step, optimizer, progress.update)
+                )
                 self.tensorboard.add_scalar("Loss/Ranker", losses[-1], step)
-                progress.update(len(rows))
                 progress.set_postfix(loss=f"{losses[-1]:.4f}")
                 if subset is None or not self._is_validation_step(step, len(batches)):
                     continue
@@ -140,7 +141,7 @@ class LlamaRecTrainer(Trainer):
             batches += [order[start : start + size] for start in range(0, len(order), size)]
         return batches
 
-    def _tuning_step(self, dataset, rows: np.ndarray, step: int, optimizer) -> float:
+    def _tuning_step(self, dataset, rows: np.ndarray, step: int, optimizer, on_progress) -> float:
         if self._is_distributed:  # a batch smaller than the processes is given to each whole
             share = rows[self.config["local_rank"] :: self.config["world_size"]]
             rows = share if len(rows) >= self.config["world_size"] else rows
@@ -167,6 +168,7 @@ class LlamaRecTrainer(Trainer):
             self.settings.train_batch_tokens,
             clip.get("max_norm"),
             _average_over_processes if self._is_distributed else None,
+            on_progress,
         )
 
     def _is_validation_step(self, step: int, n_steps: int) -> bool:

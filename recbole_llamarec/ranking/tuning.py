@@ -20,6 +20,7 @@ def tuning_step(
     batch_tokens: int,
     clip_norm: float | None = None,
     reduce_gradients: Callable[[list[torch.Tensor]], None] | None = None,
+    on_progress: Callable[[int], object] | None = None,
 ) -> float:
     """One optimizer step on one batch of samples (paper, section 3.2: loss on the label alone).
 
@@ -33,6 +34,7 @@ def tuning_step(
         batch_tokens: tokens of one forward pass, padding included.
         clip_norm: largest norm of the gradient; ``None`` does not clip.
         reduce_gradients: averages gradients over processes, in place.
+        on_progress: is told the number of samples of each micro-batch that is done.
 
     Returns:
         the mean loss of the batch in nats.
@@ -52,6 +54,8 @@ def tuning_step(
             )
         loss.backward()
         total += loss.item()
+        if on_progress is not None:
+            on_progress(len(rows))
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     if reduce_gradients is not None:
         reduce_gradients([p.grad for p in weights if p.grad is not None])
