@@ -87,14 +87,15 @@ class LlamaRec(SequentialRecommender):
         )
         self._ranker: Ranker | None = None
         self._saved_adapter: dict[str, Any] | None = None
-        self._pass = EvaluationPass(rerank=True, skip_misses=False, show_progress=False)
+        self._pass: EvaluationPass | None = None
 
     def _check_catalogue(self) -> None:
-        needed = self.settings.rerank_candidates + self.seen.most
+        longest = self.seen.most + 1  # at test time, the validation item is history too
+        needed = self.settings.rerank_candidates + longest
         if self.n_items - 1 < needed:
             raise ValueError(
                 f"rerank_candidates: {self.settings.rerank_candidates} candidates and the longest "
-                f"history of {self.seen.most} items need a catalogue of {needed} items, but there "
+                f"history of {longest} items need a catalogue of {needed} items, but there "
                 f"are {self.n_items - 1}. Use fewer candidates, or filter the data less."
             )
 
@@ -218,21 +219,23 @@ class LlamaRec(SequentialRecommender):
 
     def _rows_to_rank(self, interaction, candidates: torch.Tensor) -> torch.Tensor:
         """Rows that the ranker reads, as indices; notes whose target is among the candidates."""
-        every_row = torch.arange(len(candidates), device=candidates.device)
-        if self.ITEM_ID in interaction:
-            target = interaction[self.ITEM_ID].unsqueeze(1)  # [B, 1]
-            retrieved = (candidates == target).any(1)  # [B]
-            self._pass.retrieved.append(retrieved.cpu())
-            if self._pass.skip_misses:
-                every_row = every_row[retrieved]
-        use_ranker = self._pass.rerank and self.is_ranker_attached
-        return every_row if use_ranker else every_row[:0]
+        rows = torch.arange(len(candidates) if self.is_ranker_attached else 0)
+        if self._pass is None:
+            return rows.to(candidates.device)
+        retrieved = (candidates == interaction[self.ITEM_ID].unsqueeze(1)).any(1).cpu()  # [B]
+        self._pass.retrieved.append(retrieved)
+        if not self._pass.rerank:
+            rows = rows[:0]
+        elif self._pass.skip_misses:
+            rows = rows[retrieved[: len(rows)]]
+        return rows.to(candidates.device)
 
     def _rerank(self, interaction, candidates: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The candidates of ``rows`` in the ranker's order, ``[rows, K]``."""
         histories = histories_of(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], rows)
         pool = candidates[rows]  # [R, K]
-        scores = self.ranker.rank(histories, pool.tolist(), self._pass.show_progress)
+        show_progress = self._pass is not None and self._pass.show_progress
+        scores = self.ranker.rank(histories, pool.tolist(), show_progress)
         best_first = torch.argsort(scores, dim=1, descending=True, stable=True)
         return pool.gather(1, best_first.to(pool.device))
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from recbole.evaluator import Evaluator
 from recbole.trainer import Trainer
-from recbole.utils import calculate_valid_score, dict2str, early_stopping, init_seed
+from recbole.utils import calculate_valid_score, early_stopping, init_seed
 from tqdm import tqdm
 
 from recbole_llamarec.data.samples import random_pool
@@ -105,29 +105,34 @@ class LlamaRecTrainer(Trainer):
                 f"{len(batches)} steps"
             )
         best_adapter, losses, start = None, [], time.time()
-        with tqdm(
-            total=sum(map(len, batches)),
-            desc="Tune",
-            unit="sample",
-            ncols=100,
-            disable=not show_progress,
-        ) as progress:
-            for step, rows in enumerate(batches, start=1):
-                losses.append(
-                    self._tuning_step(train_data.dataset, rows, step, optimizer, progress.update)
-                )
-                self.tensorboard.add_scalar("Loss/Ranker", losses[-1], step)
-                progress.set_postfix(loss=f"{losses[-1]:.4f}")
+        options = {"desc": "Tune", "unit": "sample", "ncols": 100, "disable": not show_progress}
+        with tqdm(total=sum(map(len, batches)), **options) as progress:
+            for step, rows in enumerate([[], *batches]):  # step 0 only where nothing is tuned
+                if step:
+                    losses.append(
+                        self._tuning_step(
+                            train_data.dataset, rows, step, optimizer, progress.update
+                        )
+                    )
+                    self.tensorboard.add_scalar("Loss/Ranker", losses[-1], step)
+                    progress.set_postfix(loss=f"{losses[-1]:.4f}")
                 if subset is None or not self._is_validation_step(step, len(batches)):
                     continue
-                improved, stop = self._validate(subset, step, losses, start, verbose, callback_fn)
+                score, improved, stop = self._validate(subset, step, show_progress)
+                if verbose:
+                    loss = f"{np.mean(losses):.4f}" if losses else "-"
+                    seconds = time.time() - start
+                    self.logger.info(
+                        f"ranker step {step} [time: {seconds:.2f}s, train loss: {loss}, "
+                        f"valid_score: {score:.6f} on {len(subset.dataset)} rows]"
+                    )
+                if callback_fn:
+                    callback_fn(step, score)
                 losses = []
                 if improved:
                     best_adapter = adapter_state(model)
                 if stop:
                     break
-        if not batches and subset is not None:
-            self._validate(subset, 0, losses, start, verbose, callback_fn)
         if best_adapter is not None:
             load_adapter_state(model, best_adapter)
 
@@ -173,7 +178,7 @@ class LlamaRecTrainer(Trainer):
 
     def _is_validation_step(self, step: int, n_steps: int) -> bool:
         every = self.settings.train_eval_steps
-        return step == n_steps or (every is not None and step % every == 0)
+        return step == n_steps or (every is not None and step > 0 and step % every == 0)
 
     def _validation_subset(self, valid_data):
         """A fixed random choice of ``train_eval_rows`` validation rows, as a loader."""
@@ -183,9 +188,11 @@ class LlamaRecTrainer(Trainer):
         subset = dataset.copy(dataset.inter_feat[torch.from_numpy(rows)])
         return loader_like(valid_data, self.config, subset)
 
-    def _validate(self, subset, step, losses, start, verbose, callback_fn) -> tuple[bool, bool]:
-        """Validate the ranker; returns whether it improved and whether to stop."""
-        with self.model.evaluating(rerank=True, skip_misses=self.skip_misses, show_progress=False):
+    def _validate(self, subset, step: int, show_progress: bool) -> tuple[float, bool, bool]:
+        """Validate the ranker: its score, whether it is the best so far, and whether to stop."""
+        with self.model.evaluating(
+            rerank=True, skip_misses=self.skip_misses, show_progress=show_progress
+        ):
             result = super().evaluate(subset, load_best_model=False)
         score = calculate_valid_score(result, self.valid_metric)
         self.best_valid_score, self.cur_step, stop, improved = early_stopping(
@@ -197,18 +204,9 @@ class LlamaRecTrainer(Trainer):
         )
         if improved:
             self.best_valid_result = result
-        if verbose:
-            loss = f"{np.mean(losses):.4f}" if losses else "-"
-            self.logger.info(
-                f"ranker step {step} [time: {time.time() - start:.1f}s, train loss: {loss}, "
-                f"valid_score: {score:.6f}]"
-            )
-            self.logger.info(f"valid result on {len(subset.dataset)} rows:\n{dict2str(result)}")
         self.tensorboard.add_scalar("Ranker/valid_score", score, step)
         self.wandblogger.log_metrics({**result, "valid_step": step}, head="valid")
-        if callback_fn:
-            callback_fn(step, score)
-        return improved, stop
+        return score, improved, stop
 
     def _save_both(self, verbose: bool) -> None:
         """RecBole's one file, and the adapter beside it as a PEFT directory."""

@@ -32,6 +32,8 @@ _HARMLESS_KEYS = {"r", "lora_alpha", "lora_dropout", "target_modules", "layers_t
 }
 
 _logger = logging.getLogger(__name__)
+# PEFT imports bitsandbytes wherever it is installed, which then warns of a kernel for 4-bit models.
+logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
