@@ -104,6 +104,8 @@ class LlamaRecTrainer(Trainer):
                 f"Stage 2 of 2: tuning the ranker on {sum(map(len, batches))} samples in "
                 f"{len(batches)} steps"
             )
+        prompts = self.model.ranker.prompts
+        shortened_before = prompts.n_shortened
         best_adapter, losses, start = None, [], time.time()
         options = {"desc": "Tune", "unit": "sample", "ncols": 100, "disable": not show_progress}
         with tqdm(total=sum(map(len, batches)), **options) as progress:
@@ -133,6 +135,11 @@ class LlamaRecTrainer(Trainer):
                     best_adapter = adapter_state(model)
                 if stop:
                     break
+        if verbose and prompts.n_shortened > shortened_before:
+            self.logger.warning(
+                f"{prompts.n_shortened - shortened_before} prompts of the tuning lost their oldest "
+                f"history to fit prompt_max_tokens: {prompts.max_prompt_tokens}"
+            )
         if best_adapter is not None:
             load_adapter_state(model, best_adapter)
 

@@ -16,6 +16,7 @@ The rules of :func:`clean_title`, applied until none of them changes the text an
    brackets where the template's own markers are square. Every other bracket stays: ``(1995)``.
 """
 
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 SPACES = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2581]+")
 SURROGATES = re.compile(r"[\ud800-\udfff]")
@@ -245,6 +248,11 @@ def prepare_titles(
     shown = [clean_title(title, rules) or UNTITLED for title in titles]
     ids = encode(shown)
     long = [i for i, row in enumerate(ids) if len(row) > limit]
+    if long:
+        logger.info(
+            "%d of %d titles are longer than prompt_max_title_tokens: %d, and are cut",
+            *(len(long), len(titles), limit),
+        )
     cut = shorten_titles(
         [shown[i] for i in long],
         count_tokens=lambda texts: [len(row) for row in encode(texts)],

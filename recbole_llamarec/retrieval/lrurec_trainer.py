@@ -70,16 +70,15 @@ def window_loader(config: Any, train_data: TrainDataLoader) -> TrainDataLoader:
     Returns:
         A new loader over a shallow copy of the data set.
     """
-    dataset = train_data._dataset
+    dataset = train_data.dataset
     rows = dataset.inter_feat
     kept = window_rows(
         rows[dataset.uid_field].numpy(),
         rows[dataset.item_list_length_field].numpy(),
         config["MAX_ITEM_LIST_LENGTH"],
     )
-    return TrainDataLoader(
-        config, dataset.copy(rows[kept]), train_data._sampler, shuffle=train_data.shuffle
-    )
+    # the loss is over all items, so there are no negatives to sample
+    return TrainDataLoader(config, dataset.copy(rows[kept]), None, shuffle=train_data.shuffle)
 
 
 class LRURecTrainer(Trainer):
@@ -93,8 +92,8 @@ class LRURecTrainer(Trainer):
         """Train as ``Trainer.fit`` does, on windows of ``train_data``."""
         self._windows = window_loader(self.config, train_data)
         self.logger.info(
-            f"LRURec trains on {len(self._windows._dataset)} windows that cover the"
-            f" {len(train_data._dataset)} training rows"
+            f"LRURec trains on {len(self._windows.dataset)} windows that cover the"
+            f" {len(train_data.dataset)} training rows"
         )
         return super().fit(train_data, *args, **kwargs)
 
