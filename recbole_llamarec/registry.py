@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import copy
 import difflib
+import functools
 import importlib
 import pickle
 import sys
@@ -281,17 +282,18 @@ def _trusting_recbole_checkpoints() -> Iterator[None]:
 
 
 def _with_checkpoints(function):
+    @functools.wraps(function)
     def wrapped(*args, **kwargs):
         with _trusting_recbole_checkpoints():
             return function(*args, **kwargs)
 
-    wrapped.__doc__, wrapped.__name__ = function.__doc__, function.__name__
     return wrapped
 
 
 def _evaluate_with_checkpoints(evaluate):
     """``Trainer.evaluate``, which loads its checkpoint by :func:`load_checkpoint`."""
 
+    @functools.wraps(evaluate)
     def wrapped(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         if eval_data and load_best_model:
             file = model_file or self.saved_model_file
@@ -301,7 +303,6 @@ def _evaluate_with_checkpoints(evaluate):
             self.logger.info(f"Loading model structure and parameters from {file}")
         return evaluate(self, eval_data, load_best_model=False, show_progress=show_progress)
 
-    wrapped.__doc__, wrapped.__name__ = evaluate.__doc__, evaluate.__name__
     return wrapped
 
 

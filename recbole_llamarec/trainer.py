@@ -109,7 +109,8 @@ class LlamaRecTrainer(Trainer):
         best_adapter, losses, start = None, [], time.time()
         options = {"desc": "Tune", "unit": "sample", "ncols": 100, "disable": not show_progress}
         with tqdm(total=sum(map(len, batches)), **options) as progress:
-            for step, rows in enumerate([[], *batches]):  # step 0 only where nothing is tuned
+            nothing = np.empty(0, dtype=np.int64)  # step 0 validates, where there is no other step
+            for step, rows in enumerate([nothing, *batches]):
                 if step:
                     losses.append(
                         self._tuning_step(
