@@ -101,6 +101,7 @@ from recbole.data.utils import get_dataloader  # noqa: E402
 from recbole.evaluator.collector import Collector  # noqa: E402
 from recbole.sampler import RepeatableSampler  # noqa: E402
 from recbole.utils import FeatureType, ModelType, get_model  # noqa: E402
+from recbole.utils import ensure_dir as recbole_ensure_dir  # noqa: E402
 from recbole.utils.argument_list import (  # noqa: E402
     dataset_arguments,
     evaluation_arguments,
@@ -345,6 +346,19 @@ def _init_device(self) -> None:
         settings.update(state="error", show_progress=False, verbose=False)
 
 
+def _ensure_dir(path) -> None:
+    """RecBole's ``ensure_dir``, which fails where two processes make a folder at the same time."""
+    Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def _replace_everywhere(name: str, original, replacement) -> None:
+    """Replace a function in every module of RecBole that has imported it by name."""
+    for module_name, module in list(sys.modules.items()):
+        is_recboles = module_name.split(".")[0] == "recbole"
+        if is_recboles and module.__dict__.get(name) is original:
+            setattr(module, name, replacement)
+
+
 def _distributed(module, device_ids=None, **options):
     """``DistributedDataParallel``, which takes no ``device_ids`` for a model on the CPU."""
     on_cpu = next(module.parameters()).device.type == "cpu"
@@ -413,9 +427,11 @@ def _install_shims() -> None:
     trainer_module.Trainer.resume_checkpoint = _with_checkpoints(
         trainer_module.Trainer.resume_checkpoint
     )
-    for module in (quick_start, importlib.import_module("recbole.quick_start")):
-        setattr(module, "load_data_and_model", _load_data_and_model)  # noqa: B010
+    _replace_everywhere(
+        "load_data_and_model", quick_start.load_data_and_model, _load_data_and_model
+    )
     quick_start.run_recboles = run_recboles
+    _replace_everywhere("ensure_dir", recbole_ensure_dir, _ensure_dir)
 
 
 _recbole_init_device = Config._init_device

@@ -109,6 +109,18 @@ def test_ray_is_not_needed():
     run_python(code)
 
 
+def test_two_processes_may_make_the_same_folder(tmp_path, monkeypatch):
+    """RecBole looks first and makes it then; the other process may be quicker in between."""
+    import recbole.trainer.trainer
+    import recbole.utils.logger
+
+    monkeypatch.setattr("os.path.exists", lambda path: False)
+    for module in (recbole.utils.logger, recbole.trainer.trainer):
+        module.ensure_dir(str(tmp_path / "log"))
+        module.ensure_dir(str(tmp_path / "log"))
+    assert (tmp_path / "log").is_dir()
+
+
 def test_lengths_of_sequences_under_pandas_3():
     assert registry._len_of_each(pd.Series([[1, 2], [3]])).tolist() == [2, 1]
     assert registry._len_of_each([1, 2, 3]) == 3
