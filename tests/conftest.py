@@ -13,7 +13,7 @@ import torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from helpers import titles, write_dataset
+from helpers import tiny_settings, titles
 
 import recbole_llamarec  # noqa: F401
 
@@ -58,30 +58,6 @@ def tiny_llama(tmp_path_factory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
-
-
-def tiny_settings(root: Path, llama: Path) -> dict:
-    """Settings of a LlamaRec run of a few seconds on the small data set, which it writes."""
-    write_dataset(root / "data")
-    return {
-        "model": "LlamaRec",
-        "dataset": "tiny",
-        "data_path": str(root / "data"),
-        "checkpoint_dir": str(root / "saved"),
-        "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title"]},
-        "MAX_ITEM_LIST_LENGTH": 20,
-        "llm_name_or_path": str(llama),
-        "prompt_max_history": 5,
-        "rerank_candidates": 8,
-        "train_max_samples": 16,
-        "train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "retriever_config": {"epochs": 3, "train_batch_size": 16},
-        "show_progress": False,
-        "topk": [5, 10],
-        "valid_metric": "NDCG@10",
-        "metrics": ["Recall", "MRR", "NDCG"],
-    }
 
 
 @pytest.fixture

@@ -61,3 +61,27 @@ def write_dataset(
     head = "item_id:token\ttitle:token_seq\tyear:token"
     (folder / f"{name}.item").write_text("\n".join([head, *rows]) + "\n")
     return folder
+
+
+def tiny_settings(root: Path, llama: Path) -> dict:
+    """Settings of a LlamaRec run of a few seconds on the small data set, which it writes."""
+    write_dataset(root / "data")
+    return {
+        "model": "LlamaRec",
+        "dataset": "tiny",
+        "data_path": str(root / "data"),
+        "checkpoint_dir": str(root / "saved"),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title"]},
+        "MAX_ITEM_LIST_LENGTH": 20,
+        "llm_name_or_path": str(llama),
+        "prompt_max_history": 5,
+        "rerank_candidates": 8,
+        "train_max_samples": 16,
+        "train_batch_size": 8,
+        "learning_rate": 1e-2,
+        "retriever_config": {"epochs": 3, "train_batch_size": 16},
+        "show_progress": False,
+        "topk": [5, 10],
+        "valid_metric": "NDCG@10",
+        "metrics": ["Recall", "MRR", "NDCG"],
+    }
