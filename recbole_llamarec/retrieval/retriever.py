@@ -61,6 +61,8 @@ def train_retriever(config, retriever, train_data, valid_data, file: Path, show_
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # the first process writes the file
     load_retriever(retriever, config["model"], file, key="checkpoint_dir")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the caller may delete it
     return result
 
 
