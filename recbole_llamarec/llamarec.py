@@ -219,16 +219,15 @@ class LlamaRec(SequentialRecommender):
 
     def _rows_to_rank(self, interaction, candidates: torch.Tensor) -> torch.Tensor:
         """Rows that the ranker reads, as indices; notes whose target is among the candidates."""
-        rows = torch.arange(len(candidates) if self.is_ranker_attached else 0)
-        if self._pass is None:
-            return rows.to(candidates.device)
-        retrieved = (candidates == interaction[self.ITEM_ID].unsqueeze(1)).any(1).cpu()  # [B]
-        self._pass.retrieved.append(retrieved)
-        if not self._pass.rerank:
-            rows = rows[:0]
-        elif self._pass.skip_misses:
-            rows = rows[retrieved[: len(rows)]]
-        return rows.to(candidates.device)
+        is_ranked = torch.full((len(candidates),), self.is_ranker_attached)  # [B]
+        if self._pass is not None:
+            target = interaction[self.ITEM_ID].unsqueeze(1)  # [B, 1]
+            retrieved = (candidates == target).any(1).cpu()  # [B]
+            self._pass.retrieved.append(retrieved)
+            is_ranked &= self._pass.rerank
+            if self._pass.skip_misses:
+                is_ranked &= retrieved
+        return is_ranked.nonzero().squeeze(1).to(candidates.device)
 
     def _rerank(self, interaction, candidates: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The candidates of ``rows`` in the ranker's order, ``[rows, K]``."""

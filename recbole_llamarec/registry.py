@@ -292,7 +292,10 @@ def _with_checkpoints(function):
 
 
 def _evaluate_with_checkpoints(evaluate):
-    """``Trainer.evaluate``, which loads its checkpoint by :func:`load_checkpoint`."""
+    """``Trainer.evaluate``, which loads its checkpoint by :func:`load_checkpoint`.
+
+    ``torch.load`` is not swapped for all of it, since models may load weights of their own there.
+    """
 
     @functools.wraps(evaluate)
     def wrapped(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
@@ -395,7 +398,8 @@ def _update_internal_config_dict(self, file):
     return values
 
 
-def _register_names() -> None:
+def register() -> None:
+    """Make ``LlamaRec`` and ``LRURec`` known to RecBole; called on import of the package."""
     for name, module_name in MODELS.items():
         module = importlib.import_module(module_name)
         alias = f"{sequential_recommenders.__name__}.{name.lower()}"
@@ -407,11 +411,6 @@ def _register_names() -> None:
     dataset = importlib.import_module("recbole_llamarec.data.dataset").LlamaRecDataset
     for name in MODELS:
         setattr(recbole_datasets, f"{name}Dataset", dataset)
-
-
-def register() -> None:
-    """Make ``LlamaRec`` and ``LRURec`` known to RecBole; called on import of the package."""
-    _register_names()
 
 
 def _install_shims() -> None:

@@ -122,7 +122,7 @@ class LlamaRecSettings:
         for prefix, kind in GROUPS.items():
             try:
                 values = {field.name: config[prefix + field.name] for field in fields(kind)}
-                groups[prefix] = kind(**{k: _frozen(v) for k, v in values.items()})
+                groups[prefix] = kind(**values)
             except (ValueError, TypeError) as error:
                 errors.append(str(error))
         _checked(errors)
@@ -197,10 +197,6 @@ def report_unknown_keys(given: Iterable[str], known: Iterable[str]) -> list[str]
             others.append(key)
     _checked(errors)
     return others
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _collect(errors: list[str], function: Callable, *arguments):

@@ -80,10 +80,9 @@ class LlamaRecTrainer(Trainer):
                 train_data,
                 valid_data,
                 file,
+                saved,
                 show_progress,
             )
-            if not saved and self.config["local_rank"] == 0:
-                file.unlink()
         self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
         if saved:
             self._save_both(verbose)
@@ -136,11 +135,8 @@ class LlamaRecTrainer(Trainer):
                     best_adapter = adapter_state(model)
                 if stop:
                     break
-        if verbose and prompts.n_shortened > shortened_before:
-            self.logger.warning(
-                f"{prompts.n_shortened - shortened_before} prompts of the tuning lost their oldest "
-                f"history to fit prompt_max_tokens: {prompts.max_prompt_tokens}"
-            )
+        if verbose:
+            prompts.report_shortened(since=shortened_before)
         if best_adapter is not None:
             load_adapter_state(model, best_adapter)
 

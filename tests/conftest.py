@@ -13,13 +13,13 @@ import torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from helpers import tiny_settings, titles
+from helpers import checkpoint_of, tiny_settings, titles
 
 import recbole_llamarec  # noqa: F401
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread():
+def two_threads():
     torch.set_num_threads(2)
 
 
@@ -86,5 +86,4 @@ def trained(tmp_path_factory, tiny_llama) -> TrainedRun:
         patch.chdir(root)
         patch.setattr("sys.argv", ["test"])
         result = run_recbole(config_dict=dict(settings))
-    (checkpoint,) = [file for file in (root / "saved").glob("*.pth") if file.name.count(".") == 1]
-    return TrainedRun(settings, result, checkpoint)
+    return TrainedRun(settings, result, checkpoint_of(root / "saved"))

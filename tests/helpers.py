@@ -14,6 +14,12 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **variables}
 
 
+def checkpoint_of(folder: Path) -> Path:
+    """The one checkpoint of LlamaRec in a folder, beside its retriever's and its adapter."""
+    (file,) = [file for file in folder.glob("*.pth") if file.name.count(".") == 1]
+    return file
+
+
 WORDS = [
     "Red",
     "Blue",

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, environment
+from helpers import ROOT, checkpoint_of, environment
 from recbole.config import Config
 
-from recbole_llamarec.ranking.language_model import max_positions
 from recbole_llamarec.settings import LlamaRecSettings
 
 pytestmark = pytest.mark.skipif(
@@ -36,8 +35,7 @@ def test_the_main_job_on_a_small_budget(workdir):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| LlamaRec, retrieved" in done.stderr and "of 943 rows" in done.stderr
     assert "Saving the adapter" in done.stderr
-    checkpoint = next(file for file in Path("saved").glob("*.pth") if file.name.count(".") == 1)
-    assert checkpoint.stat().st_size < 10_000_000
+    assert checkpoint_of(Path("saved")).stat().st_size < 10_000_000
 
 
 def test_the_property_file_for_llama_2_is_valid(workdir):
@@ -46,10 +44,3 @@ def test_the_property_file_for_llama_2_is_valid(workdir):
     settings = LlamaRecSettings.from_config(config)
     assert settings.llm.load_in_4bit and settings.train_max_samples is None
     assert settings.lora.r == 8 and config["epochs"] == 1
-
-
-def test_max_positions_of_an_unknown_config():
-    class Model:
-        config = type("C", (), {"get_text_config": lambda self: object()})()
-
-    assert max_positions(Model()) is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, environment
+from helpers import ROOT, checkpoint_of, environment
 from recbole.quick_start import load_data_and_model, objective_function, run_recbole
 from recbole.utils import get_model, get_trainer
 
@@ -191,8 +191,6 @@ def test_two_processes_train_and_evaluate(tiny_run, script):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "test result" in done.stderr and "LlamaRec, retrieved" in done.stderr
-    (checkpoint,) = [
-        file for file in Path(tiny_run["checkpoint_dir"]).glob("*.pth") if file.name.count(".") == 1
-    ]
+    checkpoint = checkpoint_of(Path(tiny_run["checkpoint_dir"]))
     model = load_data_and_model(str(checkpoint))[1]  # also usable in one process
     assert model.is_ranker_attached

@@ -36,9 +36,10 @@ class LlamaRecDataset(SequentialDataset):
                 "load_col: {inter: [..., timestamp]}."
             )
         if self.config["item_text_format"]:
-            self._check_item_text()
+            self._check_item_fields()
+            has_text = self._has_text()
             if self.config["item_text_missing"] == "drop":
-                self._drop_items_without_text()
+                self._drop_items_without_text(has_text)
         if not self._is_exact:
             return super()._data_filtering()
         self.inter_feat["_line"] = np.arange(len(self.inter_feat))
@@ -78,7 +79,7 @@ class LlamaRecDataset(SequentialDataset):
         rows = map(np.atleast_1d, self.item_feat[field])  # one id, or an array of ids, an item
         return [" ".join(str(tokens[int(i)]) for i in ids if i) for ids in rows]
 
-    def _check_item_text(self) -> None:
+    def _check_item_fields(self) -> None:
         template = self.config["item_text_format"]
         loaded = [] if self.item_feat is None else list(self.item_feat.columns)
         for field in format_fields(template):
@@ -95,15 +96,9 @@ class LlamaRecDataset(SequentialDataset):
                     f"{self.field2type[field].value!r}; item text is read from token and token_seq "
                     "fields. Declare it as one of them in the head line of the .item file."
                 )
-        if not self._has_text().any():
-            raise ValueError(
-                f"item_text_format: {template!r} gives no text for any of the "
-                f"{len(self.item_feat)} items, since {format_fields(template)[0]!r} is empty "
-                "throughout. Name another field, or fill it in the .item file."
-            )
 
     def _has_text(self) -> np.ndarray:
-        """Whether each row of the raw ``item_feat`` has text, as booleans ``[rows]``."""
+        """Whether each row of the raw ``item_feat`` has text, as booleans ``[rows]``; some must."""
         template = self.config["item_text_format"]
         fields = format_fields(template)
 
@@ -113,17 +108,24 @@ class LlamaRecDataset(SequentialDataset):
             return value if isinstance(value, str) else ""
 
         rows = zip(*(self.item_feat[field] for field in fields), strict=True)
-        return np.array(
+        has_text = np.array(
             [
                 format_item_text(template, dict(zip(fields, map(raw, row), strict=True))) != ""
                 for row in rows
             ],
             dtype=bool,
         )
+        if not has_text.any():
+            raise ValueError(
+                f"item_text_format: {template!r} gives no text for any of the "
+                f"{len(self.item_feat)} items, since {fields[0]!r} is empty throughout. Name "
+                "another field, or fill it in the .item file."
+            )
+        return has_text
 
-    def _drop_items_without_text(self) -> None:
+    def _drop_items_without_text(self, has_text: np.ndarray) -> None:
         n_items, n_inters = len(self.item_feat), len(self.inter_feat)
-        self.item_feat = self.item_feat[self._has_text()].reset_index(drop=True)
+        self.item_feat = self.item_feat[has_text].reset_index(drop=True)
         kept = self.inter_feat[self.iid_field].isin(self.item_feat[self.iid_field])
         self.inter_feat = self.inter_feat[kept].reset_index(drop=True)
         if n_items > len(self.item_feat) or n_inters > len(self.inter_feat):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from string import Formatter
@@ -9,6 +10,7 @@ from string import Formatter
 EMPTY_BRACKETS = re.compile(r"\(\s*\)|\[\s*\]|\{\s*\}")
 
 
+@functools.cache  # it is asked for once an item
 def format_fields(item_text_format: str) -> tuple[str, ...]:
     """Names of the fields that a format string reads, in the order of their first use.
 

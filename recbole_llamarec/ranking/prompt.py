@@ -121,6 +121,14 @@ class PromptBuilder:
         kept, _ = self._fit(recent, candidates)
         return self._render(kept, candidates)
 
+    def report_shortened(self, since: int) -> None:
+        """Warn of the prompts that were shortened since :attr:`n_shortened` was ``since``."""
+        if shortened := self.n_shortened - since:
+            logger.warning(
+                "%d prompts lost their oldest history to fit prompt_max_tokens: %d",
+                *(shortened, self.max_prompt_tokens),
+            )
+
     def _check(
         self, history: Sequence[int], candidates: Sequence[int]
     ) -> tuple[list[int], list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +11,6 @@ from recbole_llamarec.ranking.batching import length_batches, pad_right
 from recbole_llamarec.ranking.language_model import final_softcap, last_hidden, output_head
 from recbole_llamarec.ranking.prompt import PromptBuilder
 from recbole_llamarec.ranking.verbalizer import Verbalizer
-
-logger = logging.getLogger(__name__)
 
 
 class Ranker:
@@ -82,11 +79,7 @@ class Ranker:
         n_candidates = len(candidates[0])
         shortened_before = self.prompts.n_shortened
         encoded = [self.prompts.encode(h, c) for h, c in zip(histories, candidates, strict=True)]
-        if shortened := self.prompts.n_shortened - shortened_before:
-            logger.warning(
-                "%d of %d prompts lost their oldest history to fit prompt_max_tokens: %d",
-                *(shortened, len(encoded), self.prompts.max_prompt_tokens),
-            )
+        self.prompts.report_shortened(since=shortened_before)
         result = torch.empty(len(encoded), n_candidates)
         self.model.eval()
         with tqdm(

@@ -41,13 +41,16 @@ def build_retriever(config, name: str, overrides: Mapping, dataset):
     return model_class(own, dataset).to(own["device"]), own
 
 
-def train_retriever(config, retriever, train_data, valid_data, file: Path, show_progress: bool):
+def train_retriever(
+    config, retriever, train_data, valid_data, file: Path, keep_file: bool, show_progress: bool
+):
     """Train a retriever by RecBole's own trainer and load its best state.
 
     Args:
         config: the retriever's ``Config``.
         train_data, valid_data: the run's loaders.
         file: where the retriever's own checkpoint goes.
+        keep_file: whether it stays there after training.
         show_progress: show RecBole's progress bars.
 
     Returns:
@@ -58,12 +61,18 @@ def train_retriever(config, retriever, train_data, valid_data, file: Path, show_
     trainer.saved_model_file = str(file)
     train, valid = retriever_loaders(config, train_data, valid_data)
     result = trainer.fit(train, valid, saved=True, show_progress=show_progress)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # the first process writes the file
+    _wait_for_all_processes()  # the first one writes the file
     load_retriever(retriever, config["model"], file, key="checkpoint_dir")
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # the caller may delete it
+    if not keep_file:
+        _wait_for_all_processes()  # all read it
+        if config["local_rank"] == 0:
+            file.unlink()
     return result
+
+
+def _wait_for_all_processes() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever_checkpoint"):

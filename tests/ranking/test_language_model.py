@@ -129,6 +129,13 @@ def test_a_model_without_a_head_is_refused():
         output_head(tiny_model("llama").model)
 
 
+def test_max_positions_of_an_unknown_config():
+    class Model:
+        config = type("C", (), {"get_text_config": lambda self: object()})()
+
+    assert max_positions(Model()) is None
+
+
 def test_loads_a_directory_frozen_in_evaluation_mode(model_directory):
     generator = torch.get_rng_state()
     settings = LanguageModelSettings(name_or_path=str(model_directory))

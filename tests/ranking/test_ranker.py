@@ -78,6 +78,20 @@ def test_neither_ranking_nor_tuning_calls_the_whole_head(ranker, samples):
     tuning_step(ranker, histories, candidates, labels, optimizer, batch_tokens=900)
 
 
+def test_cut_histories_are_counted_in_the_log(ranker, samples, caplog):
+    histories, candidates, _ = samples
+    lengths = [len(ranker.prompts.encode(h, c)) for h, c in zip(histories, candidates, strict=True)]
+    ranker.prompts.max_prompt_tokens = max(lengths) - 1
+    too_long = sum(length == max(lengths) for length in lengths)
+    with caplog.at_level("WARNING"):
+        ranker.rank(histories, candidates)
+    assert f"{too_long} prompts lost their oldest history" in caplog.text
+    caplog.clear()
+    ranker.prompts.max_prompt_tokens = max(lengths)
+    ranker.rank(histories, candidates)
+    assert not caplog.records
+
+
 def test_ranking_nothing(ranker):
     assert ranker.rank([], []).shape == (0, 0)
 
