@@ -1,13 +1,16 @@
-"""The result table: both stages side by side, over all rows and where retrieval succeeded."""
+"""The result: both stages side by side, over all rows, where retrieval succeeded, and by user."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import torch
 from recbole.evaluator import Evaluator
 from recbole.evaluator.collector import DataStruct
+from scipy.stats import ttest_rel
 from tabulate import tabulate
 
 # Metrics that depend on nothing but the target's rank. Coverage, diversity and popularity metrics
@@ -49,24 +52,33 @@ class EvaluationReport:
     """One evaluation of both stages.
 
     Attributes:
-        retriever, llamarec: metrics over all rows.
+        retriever, llamarec: metrics over all rows; ``llamarec`` is ``None`` without a ranker.
         retriever_on_retrieved, llamarec_on_retrieved: metrics over the valid retrieval subset, the
             rows whose target is among the candidates (paper, Table 3).
-        n_rows, n_retrieved: rows of all, and of the subset.
+        users: one line for each row, from :func:`user_table`.
         n_candidates: candidates a row, K.
         masks_seen: whether items already seen are excluded, for both alike.
         retriever_name: name of the retriever.
     """
 
     retriever: Mapping[str, float]
-    llamarec: Mapping[str, float]
+    llamarec: Mapping[str, float] | None
     retriever_on_retrieved: Mapping[str, float]
-    llamarec_on_retrieved: Mapping[str, float]
-    n_rows: int
-    n_retrieved: int
+    llamarec_on_retrieved: Mapping[str, float] | None
+    users: pd.DataFrame
     n_candidates: int
     masks_seen: bool
     retriever_name: str
+
+    @property
+    def n_rows(self) -> int:
+        """Rows evaluated."""
+        return len(self.users)
+
+    @property
+    def n_retrieved(self) -> int:
+        """Rows whose target is among the candidates."""
+        return int((self.users["retriever_rank"] <= self.n_candidates).sum())
 
     @property
     def ceiling(self) -> float:
@@ -75,16 +87,18 @@ class EvaluationReport:
 
     def table(self) -> str:
         """The report as text."""
-        names = list(self.llamarec)
-        rows: Sequence[tuple[str, int, Mapping[str, float]]] = (
+        names = list(self.retriever)
+        retrieved = f"{self.retriever_name}, retrieved"
+        rows: Sequence[tuple[str, int, Mapping[str, float] | None]] = (
             (self.retriever_name, self.n_rows, self.retriever),
             ("LlamaRec", self.n_rows, self.llamarec),
-            (f"{self.retriever_name}, retrieved", self.n_retrieved, self.retriever_on_retrieved),
+            (retrieved, self.n_retrieved, self.retriever_on_retrieved),
             ("LlamaRec, retrieved", self.n_retrieved, self.llamarec_on_retrieved),
         )
         body = [
             [name, count, *(f"{metrics[m]:.4f}" if m in metrics else "-" for m in names)]
             for name, count, metrics in rows
+            if metrics is not None
         ]
         seen = "items already seen are masked" if self.masks_seen else "seen items are not masked"
         return (
@@ -93,6 +107,78 @@ class EvaluationReport:
             f'"retrieved": the {self.n_retrieved} of {self.n_rows} rows whose target is among the '
             f"candidates (ceiling: Recall@{self.n_candidates} = {self.ceiling:.4f})."
         )
+
+    def compared(self, metric: str) -> str:
+        """LlamaRec against its retriever in one metric, with a paired test over users, as text."""
+        retriever, llamarec = self.users[f"retriever_{metric}"], self.users[f"llamarec_{metric}"]
+        difference, p_value = paired_test(retriever, llamarec)
+        return (
+            f"LlamaRec - {self.retriever_name}: {metric} {difference:+.4f}, paired t-test over "
+            f"{len(self.users)} rows p = {p_value:.4f}"
+        )
+
+
+def rank_metrics(ranks: np.ndarray, metrics: Sequence[str], topk: Sequence[int]) -> pd.DataFrame:
+    """RecBole's metrics of each row that has one target, from the target's rank.
+
+    Args:
+        ranks: the target's rank in each row, from 1, ``[rows]``.
+        metrics: names of RecBole metrics; those that depend on other items too are left out.
+        topk: the cut-offs.
+
+    Returns:
+        a column ``metric@k`` for each metric and cut-off, ``[rows]``.
+    """
+    gains = {
+        "recall": np.ones_like(ranks, dtype=float),
+        "hit": np.ones_like(ranks, dtype=float),
+        "mrr": 1 / ranks,
+        "map": 1 / ranks,
+        "ndcg": 1 / np.log2(ranks + 1),
+    }
+    columns = {}
+    for metric in map(str.lower, metrics):
+        for k in topk:
+            if metric in RANK_METRICS:
+                gain = gains[metric] if metric in gains else 1 / k  # precision
+                columns[f"{metric}@{k}"] = np.where(ranks <= k, gain, 0.0)
+    return pd.DataFrame(columns)
+
+
+def user_table(
+    users: Sequence[str],
+    items: Sequence[str],
+    ranks: Mapping[str, np.ndarray],
+    metrics: Sequence[str],
+    topk: Sequence[int],
+) -> pd.DataFrame:
+    """What each user's target came to: its rank and the metrics, for each stage.
+
+    Args:
+        users, items: tokens of each row's user and target.
+        ranks: the target's rank in each row, from 1, by stage (``retriever``, ``llamarec``).
+        metrics, topk: as RecBole's configuration has them.
+
+    Returns:
+        columns ``user_id``, ``item_id``, and for each stage ``<stage>_rank`` and
+        ``<stage>_<metric>@<k>``.
+    """
+    parts = [pd.DataFrame({"user_id": users, "item_id": items})]
+    for stage, stage_ranks in ranks.items():
+        parts.append(pd.DataFrame({f"{stage}_rank": stage_ranks}))
+        parts.append(rank_metrics(stage_ranks, metrics, topk).add_prefix(f"{stage}_"))
+    return pd.concat(parts, axis=1)
+
+
+def paired_test(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """Mean difference of two metrics of the same users, and the two-sided paired t-test's p.
+
+    p is 1 where no user differs.
+    """
+    differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
+    if not differences.any():
+        return 0.0, 1.0
+    return float(differences.mean()), float(ttest_rel(after, before).pvalue)
 
 
 def only_rank_metrics(metrics: Sequence[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from recbole_llamarec.ranking.adapter import (
     load_adapter_state,
     lora_settings,
 )
+from recbole_llamarec.ranking.generation import GeneratingRanker
 from recbole_llamarec.ranking.language_model import load_language_model, max_positions
 from recbole_llamarec.ranking.prompt import PromptBuilder
 from recbole_llamarec.ranking.ranker import Ranker
@@ -44,13 +45,15 @@ class EvaluationPass:
         skip_misses: leave rows alone whose target is not among the candidates; no metric that
             depends on the target's rank alone can change there.
         show_progress: show a progress bar over prompts.
-        retrieved: for every row so far, whether its target is among the candidates.
+        targets: user and target item of every row so far, one ``[rows, 2]`` for each batch.
+        ranks: the target's rank in every row's final order, from 1, one ``[rows]`` for each batch.
     """
 
     rerank: bool
     skip_misses: bool
     show_progress: bool
-    retrieved: list[torch.Tensor] = field(default_factory=list)
+    targets: list[torch.Tensor] = field(default_factory=list)
+    ranks: list[torch.Tensor] = field(default_factory=list)
 
 
 class LlamaRec(SequentialRecommender):
@@ -85,7 +88,7 @@ class LlamaRec(SequentialRecommender):
         self.retriever, self.retriever_config = build_retriever(
             config, self.settings.retriever, self.settings.retriever_config, dataset
         )
-        self._ranker: Ranker | None = None
+        self._ranker: Ranker | GeneratingRanker | None = None
         self._saved_adapter: dict[str, Any] | None = None
         self._pass: EvaluationPass | None = None
 
@@ -104,27 +107,36 @@ class LlamaRec(SequentialRecommender):
     @property
     def is_ranker_attached(self) -> bool:
         """Whether scores are the ranker's, which may still have to be loaded."""
+        if self.settings.ranking_method == "none":
+            return False
         return self._ranker is not None or self._saved_adapter is not None
 
     @property
-    def ranker(self) -> Ranker:
+    def ranker(self) -> Ranker | GeneratingRanker:
         """The ranker; loads the language model on first use."""
         if self._ranker is None:
             self._ranker = self._load_ranker()
         return self._ranker
 
-    def _load_ranker(self) -> Ranker:
+    def _load_ranker(self) -> Ranker | GeneratingRanker:
         settings = self.settings
         base, tokenizer = load_language_model(settings.llm, self.device)
+        template, limit = settings.prompt, settings.prompt_max_tokens or max_positions(base)
+        if settings.ranking_method == "generate":
+            template = replace(template, instruction=settings.generate_instruction)
+            if limit is not None:  # the written list needs positions too: each title and its line
+                limit -= settings.rerank_candidates * (settings.prompt_max_title_tokens + 1)
         prompts = PromptBuilder(
             tokenizer,
             self.item_texts,
             settings.verbalizer_labels,
-            settings.prompt,
+            template,
             max_history=settings.prompt_max_history,
             max_title_tokens=settings.prompt_max_title_tokens,
-            max_prompt_tokens=settings.prompt_max_tokens or max_positions(base),
+            max_prompt_tokens=limit,
         )
+        if settings.ranking_method == "generate":
+            return GeneratingRanker(self._adapted(base), prompts, settings.llm_batch_tokens)
         some_items = range(1, settings.rerank_candidates + 1)
         verbalizer = Verbalizer.for_tokenizer(
             tokenizer,
@@ -194,6 +206,10 @@ class LlamaRec(SequentialRecommender):
             rows = self._rows_to_rank(interaction, candidates)
             if len(rows):
                 order[rows, : candidates.shape[1]] = self._rerank(interaction, candidates, rows)
+            if self._pass is not None:
+                users, targets = interaction[self.USER_ID], interaction[self.ITEM_ID]  # [B]
+                self._pass.targets.append(torch.stack([users, targets], 1).cpu())
+                self._pass.ranks.append(1 + (order == targets.unsqueeze(1)).int().argmax(1).cpu())
             return scores_from_order(order)
         except NotImplementedError as error:  # RecBole would fall back to item-by-item scoring
             raise RuntimeError(f"LlamaRec cannot score this batch: {error}") from error
@@ -218,15 +234,13 @@ class LlamaRec(SequentialRecommender):
         return ranked_items(scores.detach().float(), masked)
 
     def _rows_to_rank(self, interaction, candidates: torch.Tensor) -> torch.Tensor:
-        """Rows that the ranker reads, as indices; notes whose target is among the candidates."""
+        """Rows that the ranker reads, as indices."""
         is_ranked = torch.full((len(candidates),), self.is_ranker_attached)  # [B]
         if self._pass is not None:
-            target = interaction[self.ITEM_ID].unsqueeze(1)  # [B, 1]
-            retrieved = (candidates == target).any(1).cpu()  # [B]
-            self._pass.retrieved.append(retrieved)
             is_ranked &= self._pass.rerank
             if self._pass.skip_misses:
-                is_ranked &= retrieved
+                target = interaction[self.ITEM_ID].unsqueeze(1)  # [B, 1]
+                is_ranked &= (candidates == target).any(1).cpu()  # [B]
         return is_ranked.nonzero().squeeze(1).to(candidates.device)
 
     def _rerank(self, interaction, candidates: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -47,6 +47,11 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "retriever": _TEXT,
     "retriever_config": _optional(_MAPPING),
     "retriever_checkpoint": _optional(_TEXT),
+    "ranking_method": (
+        lambda value: value in ("verbalizer", "generate", "none"),
+        "verbalizer, generate or none",
+    ),
+    "generate_instruction": _TEXT,
     "rerank_candidates": _whole(2),
     "rerank_mask_seen": _SWITCH,
     "rerank_skip_misses": _SWITCH,
@@ -79,6 +84,8 @@ class LlamaRecSettings:
     retriever: str
     retriever_config: Mapping[str, Any]
     retriever_checkpoint: str | None
+    ranking_method: str
+    generate_instruction: str
     rerank_candidates: int
     rerank_mask_seen: bool
     rerank_skip_misses: bool

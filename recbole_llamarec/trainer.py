@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.distributed as dist
 from recbole.evaluator import Evaluator
@@ -15,7 +16,12 @@ from recbole.utils import calculate_valid_score, early_stopping, init_seed
 from tqdm import tqdm
 
 from recbole_llamarec.data.samples import random_pool
-from recbole_llamarec.evaluation import EvaluationReport, RecordingEvaluator, only_rank_metrics
+from recbole_llamarec.evaluation import (
+    EvaluationReport,
+    RecordingEvaluator,
+    only_rank_metrics,
+    user_table,
+)
 from recbole_llamarec.ranking.adapter import adapter_state, load_adapter_state, save_adapter
 from recbole_llamarec.ranking.tuning import tuning_step
 from recbole_llamarec.registry import loader_like
@@ -63,11 +69,16 @@ class LlamaRecTrainer(Trainer):
     ):
         """Train both stages; arguments and result are those of RecBole's ``Trainer.fit``.
 
+        ``callback_fn`` is called after each validation of the ranker or, where there is none
+        (``ranking_method: none``), after each epoch of the retriever.
+
         The language model is loaded first, so that whatever is wrong with it, its labels or its
         adapter is reported before the retriever is trained.
         """
         self.eval_collector.data_collect(train_data)
-        self.model.ranker  # noqa: B018  loads the language model
+        ranks = self.settings.ranking_method != "none"
+        if ranks:
+            self.model.ranker  # noqa: B018  loads the language model
         if self.settings.retriever_checkpoint:
             load_retriever(
                 self.model.retriever, self.settings.retriever, self.settings.retriever_checkpoint
@@ -80,10 +91,16 @@ class LlamaRecTrainer(Trainer):
                 train_data,
                 valid_data,
                 file,
-                saved,
-                show_progress,
+                keep_file=saved,
+                show_progress=show_progress,
+                seen=self.model.seen if self.settings.rerank_mask_seen else None,
+                callback_fn=None if ranks else callback_fn,
             )
-        self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
+        if ranks:
+            self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
+        elif valid_data:
+            self.best_valid_result = super().evaluate(valid_data, load_best_model=False)
+            self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
         if saved:
             self._save_both(verbose)
         return self.best_valid_score, self.best_valid_result
@@ -95,6 +112,8 @@ class LlamaRecTrainer(Trainer):
         # Dropout must not depend on whether the retriever was trained in this run or loaded.
         init_seed(self.config["seed"] + self.config["local_rank"], self.config["reproducibility"])
         model = self.model.ranker.model
+        if self.settings.ranking_method == "generate" and self.epochs:
+            self.logger.warning("ranking_method: generate is not tuned; it ranks as it is loaded.")
         optimizer = self._build_optimizer(params=[p for p in model.parameters() if p.requires_grad])
         batches = self._training_batches(len(train_data.dataset))
         subset = self._validation_subset(valid_data) if valid_data else None
@@ -143,6 +162,8 @@ class LlamaRecTrainer(Trainer):
     def _training_batches(self, n_rows: int) -> list[np.ndarray]:
         """Rows of each optimizer step: every epoch a new order, at most ``train_max_samples``."""
         batches: list[np.ndarray] = []
+        if self.settings.ranking_method == "generate":
+            return batches
         size = self.config["train_batch_size"]
         for epoch in range(self.epochs):
             order = np.random.default_rng([self.config["seed"], epoch]).permutation(n_rows)
@@ -215,7 +236,7 @@ class LlamaRecTrainer(Trainer):
     def _save_both(self, verbose: bool) -> None:
         """RecBole's one file, and the adapter beside it as a PEFT directory."""
         self._save_checkpoint(self.epochs - 1, verbose=verbose)
-        if self.config["local_rank"] == 0:
+        if self.config["local_rank"] == 0 and self.settings.ranking_method != "none":
             directory = Path(self.saved_model_file).with_suffix(".adapter")
             save_adapter(self.model.ranker.model, directory)
             if verbose:
@@ -236,26 +257,51 @@ class LlamaRecTrainer(Trainer):
         options = {"skip_misses": self.skip_misses, "show_progress": show_progress}
         with self.model.evaluating(rerank=False, **options) as first:
             retriever = super().evaluate(eval_data, load_best_model, model_file, show_progress)
-        retrieved = torch.cat(first.retrieved)
+        ranks = {"retriever": torch.cat(first.ranks).numpy()}
+        retrieved = torch.from_numpy(ranks["retriever"] <= self.settings.rerank_candidates)
         on_retrieved = self._over_rows(retrieved)
-        with self.model.evaluating(rerank=True, **options):
-            llamarec = super().evaluate(eval_data, False, None, show_progress)
-        counts = torch.tensor([len(retrieved), int(retrieved.sum())], device=self.device)
-        if self._is_distributed:
-            dist.all_reduce(counts)
+        llamarec, llamarec_on_retrieved = None, None
+        if self.settings.ranking_method != "none":
+            with self.model.evaluating(rerank=True, **options) as second:
+                llamarec = super().evaluate(eval_data, False, None, show_progress)
+            ranks["llamarec"] = torch.cat(second.ranks).numpy()
+            llamarec_on_retrieved = self._over_rows(retrieved)
         self.report = EvaluationReport(
             retriever=retriever,
             llamarec=llamarec,
             retriever_on_retrieved=on_retrieved,
-            llamarec_on_retrieved=self._over_rows(retrieved),
-            n_rows=int(counts[0]),
-            n_retrieved=int(counts[1]),
+            llamarec_on_retrieved=llamarec_on_retrieved,
+            users=self._user_table(eval_data.dataset, torch.cat(first.targets).numpy(), ranks),
             n_candidates=self.settings.rerank_candidates,
             masks_seen=self.settings.rerank_mask_seen,
             retriever_name=self.settings.retriever,
         )
         self._log_report(self.report)
-        return llamarec
+        self._save_users(self.report)
+        return retriever if llamarec is None else llamarec
+
+    def _user_table(self, dataset, targets: np.ndarray, ranks: Mapping[str, np.ndarray]):
+        """Ranks and metrics of all rows, of all processes together."""
+        table = user_table(
+            dataset.id2token(dataset.uid_field, targets[:, 0]),
+            dataset.id2token(dataset.iid_field, targets[:, 1]),
+            ranks,
+            self.config["metrics"],
+            self.config["topk"],
+        )
+        if not self._is_distributed:
+            return table
+        parts: list = [None] * self.config["world_size"]
+        dist.all_gather_object(parts, table)
+        return pd.concat(parts, ignore_index=True)
+
+    def _save_users(self, report: EvaluationReport) -> None:
+        """Write the per-user metrics beside the checkpoint, where this run has saved one."""
+        checkpoint = Path(self.saved_model_file)
+        if self.config["local_rank"] == 0 and checkpoint.is_file():
+            file = checkpoint.with_suffix(".users.csv")
+            report.users.to_csv(file, index=False)
+            self.logger.info(f"Saving the metrics of each user: {file}")
 
     def _over_rows(self, rows: torch.Tensor) -> Mapping[str, float]:
         """Metrics of the last pass over some rows, of all processes together."""
@@ -273,6 +319,12 @@ class LlamaRecTrainer(Trainer):
 
     def _log_report(self, report: EvaluationReport) -> None:
         self.logger.info("Result\n" + report.table())
+        if report.llamarec is None:
+            return
+        if self.settings.ranking_method == "generate" and self.model.is_ranker_attached:
+            self.logger.info(self.model.ranker.counts.summary())
+        if f"llamarec_{self.valid_metric.lower()}" in report.users:
+            self.logger.info(report.compared(self.valid_metric.lower()))
         if not self.model.is_ranker_attached:
             self.logger.warning("The ranker is not trained: LlamaRec's rows are the retriever's.")
         before = calculate_valid_score(report.retriever, self.valid_metric)

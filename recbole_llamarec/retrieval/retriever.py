@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from logging import getLogger
 from pathlib import Path
 
@@ -42,7 +43,15 @@ def build_retriever(config, name: str, overrides: Mapping, dataset):
 
 
 def train_retriever(
-    config, retriever, train_data, valid_data, file: Path, keep_file: bool, show_progress: bool
+    config,
+    retriever,
+    train_data,
+    valid_data,
+    file: Path,
+    keep_file: bool,
+    show_progress: bool,
+    seen: SeenItems | None = None,
+    callback_fn: Callable[[int, float], None] | None = None,
 ):
     """Train a retriever by RecBole's own trainer and load its best state.
 
@@ -52,6 +61,8 @@ def train_retriever(
         file: where the retriever's own checkpoint goes.
         keep_file: whether it stays there after training.
         show_progress: show RecBole's progress bars.
+        seen: items to mask in validation, as the run masks them in its evaluation.
+        callback_fn: called with the epoch and its validation score.
 
     Returns:
         the best validation score and result, as RecBole's ``Trainer.fit`` returns them.
@@ -60,7 +71,10 @@ def train_retriever(
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, retriever)
     trainer.saved_model_file = str(file)
     train, valid = retriever_loaders(config, train_data, valid_data)
-    result = trainer.fit(train, valid, saved=True, show_progress=show_progress)
+    with masking_seen(retriever, seen) if seen is not None else nullcontext():
+        result = trainer.fit(
+            train, valid, saved=True, show_progress=show_progress, callback_fn=callback_fn
+        )
     _wait_for_all_processes()  # the first one writes the file
     load_retriever(retriever, config["model"], file, key="checkpoint_dir")
     if not keep_file:
@@ -68,6 +82,27 @@ def train_retriever(
         if config["local_rank"] == 0:
             file.unlink()
     return result
+
+
+@contextmanager
+def masking_seen(retriever, seen: SeenItems) -> Iterator[None]:
+    """Within, the retriever's ``full_sort_predict`` gives items already seen the score -inf.
+
+    RecBole's trainers and evaluators, which know no masking for sequential models, then rank such
+    items behind all others.
+    """
+    predict = retriever.full_sort_predict
+
+    def masked(interaction):
+        scores = predict(interaction).view(-1, retriever.n_items)  # [B, N]
+        users, histories = interaction[retriever.USER_ID], interaction[retriever.ITEM_SEQ]
+        return scores.masked_fill(seen_mask(users, histories, seen, retriever.n_items), -torch.inf)
+
+    retriever.full_sort_predict = masked
+    try:
+        yield
+    finally:
+        del retriever.full_sort_predict
 
 
 def _wait_for_all_processes() -> None:

@@ -19,6 +19,7 @@ from recbole_llamarec.retrieval.lrurec import (
     LinearRecurrentUnit,
     LRURec,
     LRURecSettings,
+    end_to_end,
     linear_recurrence,
 )
 from recbole_llamarec.retrieval.lrurec_trainer import LRURecTrainer, window_loader, window_rows
@@ -94,8 +95,12 @@ def test_recurrence_equals_its_definition_with_gradients(length):
     phase = torch.rand(4, dtype=torch.float64, generator=generator) * 6
     weights = torch.randn(3, length, 4, dtype=torch.complex128, generator=generator)
 
+    def end_to_end_recurrence(decay, inputs):
+        positions = torch.arange(length).repeat(3)
+        return linear_recurrence(decay, inputs.flatten(0, 1), positions).unflatten(0, (3, length))
+
     results = []
-    for solve in (linear_recurrence, step_by_step):
+    for solve in (end_to_end_recurrence, step_by_step):
         decay = torch.polar(modulus, phase).requires_grad_()
         leaf = inputs.clone().requires_grad_()
         states = solve(decay, leaf)
@@ -108,9 +113,9 @@ def test_recurrence_equals_its_definition_with_gradients(length):
 
 
 def test_recurrence_leaves_its_arguments_alone():
-    decay, inputs = torch.full((2,), 0.5), torch.ones(1, 5, 2)
-    linear_recurrence(decay, inputs)
-    assert torch.equal(inputs, torch.ones(1, 5, 2))
+    decay, inputs = torch.full((2,), 0.5), torch.ones(5, 2)
+    linear_recurrence(decay, inputs, torch.arange(5))
+    assert torch.equal(inputs, torch.ones(5, 2))
     assert torch.equal(decay, torch.full((2,), 0.5))
 
 
@@ -128,7 +133,8 @@ def test_unit_equals_the_papers_complex_equations():
     driven = inputs.to(torch.complex128) @ torch.complex(in_real, in_imaginary).T + bias
     states = step_by_step(decay, torch.exp(unit.gamma_log) * driven)
     expected = (states @ out_matrix.T).real + unit.out_projection.bias
-    torch.testing.assert_close(unit(inputs), expected)
+    found = unit(inputs.flatten(0, 1), torch.arange(7).repeat(2)).unflatten(0, (2, 7))
+    torch.testing.assert_close(found, expected)
 
 
 def test_unit_starts_on_the_ring_and_normalised():
@@ -149,14 +155,27 @@ def test_every_parameter_is_real():
 
 def test_a_later_item_does_not_change_earlier_states():
     model = small_model().eval()
-    item_seq = torch.tensor([[1, 2, 3, 4, 5, 6]])
-    states = model.hidden_states(item_seq)
+    items, positions = torch.tensor([1, 2, 3, 4, 5, 6]), torch.arange(6)
+    states = model.hidden_states(items, positions)
     for position in range(6):
-        changed = item_seq.clone()
-        changed[0, position] = 11
-        other = model.hidden_states(changed)
-        assert torch.equal(other[:, :position], states[:, :position])
-        assert not torch.allclose(other[:, position], states[:, position])
+        changed = items.clone()
+        changed[position] = 11
+        other = model.hidden_states(changed, positions)
+        assert torch.equal(other[:position], states[:position])
+        assert not torch.allclose(other[position], states[position])
+
+
+def test_histories_that_lie_end_to_end_do_not_meet():
+    model = small_model().eval()
+    item_seq = torch.tensor([[1, 2, 3, 0], [0, 0, 0, 0], [4, 0, 0, 0], [5, 6, 7, 8]])
+    lengths = torch.tensor([3, 0, 1, 4])
+    items, positions = end_to_end(item_seq, lengths)
+    assert items.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert positions.tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
+    together = model(item_seq, lengths)
+    for row in range(4):
+        alone = model(item_seq[row : row + 1], lengths[row : row + 1])
+        torch.testing.assert_close(alone, together[row : row + 1])
 
 
 def test_padding_neither_leaks_nor_counts():

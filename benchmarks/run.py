@@ -1,0 +1,169 @@
+"""Runs a suite, cell by cell, and writes its tables: ``python benchmarks/run.py SUITE --data DIR``.
+
+A finished cell is kept in ``OUT/cells`` and not run again while its settings stay the same; an
+interrupted suite goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cell import retriever_file
+from suite import Cell, Suite, read_suite
+from tables import write_tables
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+
+
+class Runner:
+    """Runs the cells of a suite that are not finished.
+
+    Args:
+        suite: the suite.
+        data: folder of the atomic files (RecBole's ``data_path``).
+        out: folder of results.
+        work: folder of checkpoints, logs and unfinished cells.
+        threads: threads of each cell's process.
+    """
+
+    def __init__(self, suite: Suite, data: Path, out: Path, work: Path, threads: int) -> None:
+        self.suite, self.data, self.out, self.work = suite, data, out, work
+        self.threads = threads
+        self.failed: dict[str, Path] = {}
+        self.processes: set[subprocess.Popen] = set()
+
+    def result_file(self, cell: Cell) -> Path:
+        return self.out / "cells" / f"{cell.identifier}.json"
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Every finished cell of the suite, by identifier."""
+        found: dict[str, dict[str, Any]] = {}
+        while True:  # a finished grid tells further cells
+            before = len(found)
+            for cell in self.suite.cells(found):
+                if cell.identifier not in found and self.result_file(cell).is_file():
+                    result = json.loads(self.result_file(cell).read_text())
+                    if result["cell"] == json.loads(json.dumps(asdict(cell))):
+                        found[cell.identifier] = result
+            if len(found) == before:
+                return found
+
+    def open_cells(self) -> list[Cell]:
+        """Cells that can be run now: not finished, and their retriever's checkpoint is there."""
+        results = self.results()
+        cells = {cell.identifier: cell for cell in self.suite.cells(results)}
+        ready = []
+        for cell in cells.values():
+            if cell.identifier in results:
+                continue
+            needed = cells.get(cell.retriever) if cell.retriever else None
+            if needed and not retriever_file(self.work / needed.identifier).is_file():
+                cell = needed  # results can be had without checkpoints; train it again
+            if cell.identifier not in self.failed and cell not in ready:
+                ready.append(cell)
+        return ready
+
+    def run(self, cell: Cell) -> None:
+        """Run one cell in a process of its own, with its log in the work folder."""
+        work = self.work / cell.identifier
+        work.mkdir(parents=True, exist_ok=True)
+        result = self.result_file(cell)
+        result.parent.mkdir(parents=True, exist_ok=True)
+        spec = {"cell": asdict(cell), "data": str(self.data), "work": str(work)}
+        (work / "spec.json").write_text(json.dumps(spec))
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
+        command = [sys.executable, str(HERE / "cell.py"), str(work / "spec.json"), str(result)]
+        with (work / "log.txt").open("w") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=work
+            )
+            self.processes.add(process)
+            code = process.wait()
+            self.processes.discard(process)
+        if code:
+            self.failed[cell.identifier] = work / "log.txt"
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Within, an interruption ends the cells that run."""
+        try:
+            yield
+        finally:
+            for process in list(self.processes):
+                process.terminate()
+
+
+def run_suite(runner: Runner, jobs: int, only: str, minutes: float | None) -> None:
+    """Run open cells, ``jobs`` at a time, until none is left or the time is up."""
+    start, running = time.time(), {}
+    done = len(runner.results())
+    with (
+        tqdm(total=runner.suite.n_cells, initial=done, unit="cell", desc=runner.suite.name) as bar,
+        ThreadPoolExecutor(jobs) as pool,
+        runner.stopping(),
+    ):
+        while True:
+            in_time = minutes is None or time.time() - start < 60 * minutes
+            for cell in runner.open_cells() if in_time else []:
+                is_new = cell.identifier not in {other.identifier for other in running.values()}
+                if len(running) < jobs and is_new and only in cell.identifier:
+                    running[pool.submit(runner.run, cell)] = cell
+            if not running:
+                return
+            bar.set_postfix_str(", ".join(cell.identifier for cell in running.values()))
+            finished: set[Future] = wait(running, return_when=FIRST_COMPLETED).done
+            for future in finished:
+                cell = running.pop(future)
+                future.result()
+                if cell.identifier in runner.failed:
+                    bar.write(f"{cell.identifier} failed; see {runner.failed[cell.identifier]}")
+            results = runner.results()
+            bar.update(len(results) - bar.n)
+            write_tables(runner.suite, results, runner.out)
+
+
+def main() -> None:
+    """Run a suite as the command line says."""
+    parser = argparse.ArgumentParser(description="Run a benchmark suite; run again to go on.")
+    parser.add_argument("suite", type=Path, help="YAML file, such as benchmarks/suites/paper.yaml")
+    parser.add_argument("--data", type=Path, default=Path("dataset"), help="RecBole's data_path")
+    parser.add_argument("--out", type=Path, help="results (default: benchmarks/results/<suite>)")
+    parser.add_argument("--work", type=Path, help="checkpoints (default: saved/<suite>)")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at the same time")
+    parser.add_argument("--threads", type=int, help="threads a cell (default: cores / jobs)")
+    parser.add_argument("--only", default="", help="run only cells whose name contains this")
+    parser.add_argument("--minutes", type=float, help="start no cell after so many minutes")
+    arguments = parser.parse_args()
+    suite = read_suite(arguments.suite)
+    runner = Runner(
+        suite,
+        arguments.data.resolve(),
+        (arguments.out or HERE / "results" / suite.name).resolve(),
+        (arguments.work or Path("saved") / suite.name).resolve(),
+        arguments.threads or max(1, (os.cpu_count() or 1) // arguments.jobs),
+    )
+    run_suite(runner, arguments.jobs, arguments.only, arguments.minutes)
+    results = runner.results()
+    write_tables(suite, results, runner.out)
+    print(f"{len(results)} of {suite.n_cells} cells are finished; tables in {runner.out}")
+    if runner.failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

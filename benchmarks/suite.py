@@ -1,0 +1,173 @@
+"""A suite: what to run, as a YAML file, and the cells that it is made of."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MODEL_KEYS = {"name", "grid", "settings", "data_settings", "datasets", "retriever", "seeds"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a model on a data set with a seed and its settings.
+
+    Attributes:
+        dataset: name of a data set with a property file.
+        model: a retriever's class name, or LlamaRec.
+        seed: RecBole's seed.
+        choice: the grid's values in this cell.
+        settings: the retriever's own keys (``retriever_config``), or LlamaRec's.
+        run_settings: keys of the run: data, metrics.
+        retriever: for LlamaRec, the identifier of the cell that trained its retriever.
+    """
+
+    dataset: str
+    model: str
+    seed: int
+    choice: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    run_settings: Mapping[str, Any]
+    retriever: str | None = None
+
+    @property
+    def identifier(self) -> str:
+        """A name that is unique in its suite and fit for a file."""
+        parts = [self.dataset, self.model]
+        parts += [f"{keys.split(',')[0]}={value}" for keys, value in self.choice.items()]
+        return ".".join([*parts, f"seed={self.seed}"]).replace("/", "_")
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model's part of a suite, for one data set."""
+
+    name: str
+    grid: tuple[Mapping[str, Any], ...]
+    settings: Mapping[str, Any]
+    data_settings: Mapping[str, Any]
+    retriever: str | None
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite as its file says it.
+
+    Attributes:
+        name: the file's name without its ending.
+        run_settings: keys of every run (metrics, topk, valid_metric ...).
+        plans: for each data set, its models in order.
+    """
+
+    name: str
+    run_settings: Mapping[str, Any]
+    plans: Mapping[str, tuple[ModelPlan, ...]] = field(default_factory=dict)
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the whole suite."""
+        plans = itertools.chain.from_iterable(self.plans.values())
+        return sum(len(plan.grid) + len(plan.seeds) - 1 for plan in plans)
+
+    def cells(self, results: Mapping[str, Mapping[str, Any]]) -> Iterator[Cell]:
+        """The cells that can be told by now, in order.
+
+        A grid is run at the first seed; which of its cells is run at the other seeds is known when
+        all of them are finished, and LlamaRec's cells when its retriever's are.
+
+        Args:
+            results: what finished cells came to, by identifier.
+        """
+        for dataset, plans in self.plans.items():
+            chosen: dict[str, Mapping[str, Any]] = {}
+            for plan in plans:
+                if plan.retriever is not None and plan.retriever not in chosen:
+                    continue
+                first = [self._cell(dataset, plan, c, plan.seeds[0], chosen) for c in plan.grid]
+                yield from first
+                best = best_choice(first, results)
+                if best is None:
+                    continue
+                chosen[plan.name] = best
+                for seed in plan.seeds[1:]:
+                    yield self._cell(dataset, plan, best, seed, chosen)
+
+    def _cell(self, dataset, plan: ModelPlan, choice, seed: int, chosen) -> Cell:
+        retriever = None
+        if plan.retriever is not None:
+            of = next(p for p in self.plans[dataset] if p.name == plan.retriever)
+            retriever = self._cell(dataset, of, chosen[of.name], seed, {}).identifier
+        return Cell(
+            dataset=dataset,
+            model=plan.name,
+            seed=seed,
+            choice=choice,
+            settings={**plan.settings, **spread(choice)},
+            run_settings={**self.run_settings, **plan.data_settings},
+            retriever=retriever,
+        )
+
+
+def spread(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """One value for each key, where a grid names several keys at once (``a, b: 0.1``)."""
+    return {key.strip(): value for keys, value in choice.items() for key in keys.split(",")}
+
+
+def best_choice(cells: list[Cell], results: Mapping[str, Mapping[str, Any]]):
+    """The grid's choice with the best validation score, the first among equals.
+
+    Returns:
+        ``None`` until all the cells are finished.
+    """
+    if any(cell.identifier not in results for cell in cells):
+        return None
+    return max(cells, key=lambda cell: results[cell.identifier]["valid_score"]).choice
+
+
+def read_suite(file: str | Path) -> Suite:
+    """Read a suite.
+
+    Raises:
+        ValueError: the file names an unknown key, or a retriever that stands behind its LlamaRec.
+    """
+    file = Path(file)
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    plans: dict[str, list[ModelPlan]] = {name: [] for name in content["datasets"]}
+    for model in content["models"]:
+        if unknown := set(model) - MODEL_KEYS:
+            raise ValueError(
+                f"{file}: models: {model.get('name')}: unknown {sorted(unknown)}; "
+                f"allowed: {sorted(MODEL_KEYS)}"
+            )
+        for dataset, own in content["datasets"].items():
+            if dataset not in model.get("datasets", [dataset]):
+                continue
+            plan = _plan(model, (own or {}).get(model["name"], {}), tuple(content["seeds"]))
+            if plan.retriever not in (None, *(before.name for before in plans[dataset])):
+                raise ValueError(
+                    f"{file}: models: {plan.name} needs its retriever {plan.retriever!r} before it"
+                )
+            plans[dataset].append(plan)
+    run_settings = {key: content[key] for key in ("metrics", "topk", "valid_metric")}
+    return Suite(file.stem, run_settings, {name: tuple(of) for name, of in plans.items()})
+
+
+def _plan(model: Mapping[str, Any], own: Mapping[str, Any], seeds: tuple[int, ...]) -> ModelPlan:
+    grid = {**model.get("grid", {}), **own.get("grid", {})}
+    choices = tuple(
+        dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+    )
+    return ModelPlan(
+        name=model["name"],
+        grid=choices,
+        settings={**model.get("settings", {}), **own.get("settings", {})},
+        data_settings={**model.get("data_settings", {}), **own.get("data_settings", {})},
+        retriever=model.get("retriever"),
+        seeds=seeds[: own.get("seeds", model.get("seeds"))],
+    )

@@ -1,0 +1,329 @@
+"""The tables of a suite, from its finished cells: Markdown, JSON and LaTeX."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from suite import Suite, best_choice
+
+from recbole_llamarec.evaluation import paired_test
+
+HERE = Path(__file__).resolve().parent
+PAPER = "LlamaRec 2023"
+Results = Mapping[str, Mapping[str, Any]]
+Cells = list[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one data set, over its seeds.
+
+    Attributes:
+        dataset, model: names.
+        ours: for each metric its value at each seed.
+        published: for each metric the paper's value, where there is one.
+        notes: what else a reader needs, in the order of the page's columns.
+    """
+
+    dataset: str
+    model: str
+    ours: Mapping[str, list[float]]
+    published: Mapping[str, float]
+    notes: Mapping[str, str]
+
+    def mean(self, metric: str) -> float:
+        return statistics.mean(self.ours[metric])
+
+    def text(self, metric: str) -> str:
+        """Mean, and the standard deviation over seeds where there are several."""
+        values = self.ours[metric]
+        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        return f"{self.mean(metric):.4f}{spread}"
+
+    def ratio(self, metric: str) -> str:
+        """Ours through the paper's."""
+        published = self.published.get(metric)
+        return f"{self.mean(metric) / published:.2f}" if published else "–"
+
+
+def final_results(suite: Suite, results: Results) -> dict[tuple[str, str], Cells]:
+    """What stands in tables: for each data set and model, its chosen cell at every seed."""
+    chosen: dict[tuple[str, str], Cells] = {}
+    cells = list(suite.cells(results))
+    for dataset, plans in suite.plans.items():
+        for plan in plans:
+            own = [cell for cell in cells if (cell.dataset, cell.model) == (dataset, plan.name)]
+            best = best_choice([cell for cell in own if cell.seed == plan.seeds[0]], results)
+            finished = [
+                results[cell.identifier]
+                for cell in own
+                if cell.choice == best and cell.identifier in results
+            ]
+            if finished:
+                chosen[dataset, plan.name] = finished
+    return chosen
+
+
+def rows_of(suite: Suite, results: Results, key: str, table: str) -> list[Row]:
+    """The rows of one table.
+
+    Args:
+        key: what to read of a result: ``test``, or ``retrieved`` for the valid retrieval subset.
+        table: the paper's table in published.yaml that stands beside it.
+    """
+    published = read_published()[PAPER].get(table, {})
+    rows = []
+    for (dataset, model), cells in final_results(suite, results).items():
+        metrics = [metric for metric in cells[0]["test"] if metric in cells[0][key]]
+        rows.append(
+            Row(
+                dataset,
+                model,
+                {metric: [cell[key][metric] for cell in cells] for metric in metrics},
+                published.get(dataset, {}).get(model, {}),
+                notes_of(cells),
+            )
+        )
+    return rows
+
+
+def notes_of(cells: list[Mapping[str, Any]]) -> dict[str, str]:
+    """Seeds, chosen settings, epochs, time and memory of the cells behind a row."""
+    choice = ", ".join(f"{k.split(',')[0]} {v}" for k, v in cells[0]["cell"]["choice"].items())
+    minutes = [cell["seconds"]["train"] / 60 for cell in cells]
+    return {
+        "seeds": str(len(cells)),
+        "chosen": choice or "–",
+        "validations": " / ".join(str(len(cell["curve"])) for cell in cells),
+        "training, min": " / ".join(f"{value:.1f}" for value in minutes),
+        "threads": str(cells[0]["threads"]),
+        "peak memory, MB": str(max(cell["peak_memory_mb"] for cell in cells)),
+    }
+
+
+def read_published() -> dict[str, Any]:
+    """Figures as published, from published.yaml."""
+    return yaml.safe_load((HERE / "published.yaml").read_text(encoding="utf-8"))
+
+
+# --- significance -------------------------------------------------------------------------------
+
+
+def significance(cells: list[Mapping[str, Any]], folder: Path) -> dict[str, dict[str, float]]:
+    """LlamaRec against its retriever: each user's metrics, averaged over seeds, in a paired test.
+
+    Args:
+        cells: LlamaRec's results on one data set.
+        folder: where the per-user files are.
+
+    Returns:
+        for each metric the mean difference and the two-sided paired t-test's p; nothing where a
+        per-user file is missing.
+    """
+    files = [folder / f"{identifier_of(cell['cell'])}.users.csv.gz" for cell in cells]
+    if not all(file.is_file() for file in files):
+        return {}
+    tables = [pd.read_csv(file, dtype={"user_id": str, "item_id": str}) for file in files]
+    users = pd.concat(tables).groupby("user_id").mean(numeric_only=True)
+    result = {}
+    for metric in cells[0]["test"]:
+        before, after = users[f"retriever_{metric}"], users[f"llamarec_{metric}"]
+        difference, p_value = paired_test(before, after)
+        result[metric] = {"difference": difference, "p": p_value, "users": len(users)}
+    return result
+
+
+def identifier_of(cell: Mapping[str, Any]) -> str:
+    """The identifier of a cell as JSON holds it."""
+    from suite import Cell
+
+    return Cell(**cell).identifier
+
+
+# --- pages --------------------------------------------------------------------------------------
+
+
+def grid_line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def markdown_table(head: list[str], body: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join([grid_line(head), "|" + "---|" * len(head), *map(grid_line, body)])
+
+
+def markdown_comparison(rows: list[Row]) -> str:
+    """Ours beside the published figures, with the ratio, for each data set."""
+    parts = []
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        own = [row for row in rows if row.dataset == dataset]
+        metrics = list(own[0].ours)
+        body = []
+        for row in own:
+            published = [f"{row.published[m]:.4f}" if m in row.published else "–" for m in metrics]
+            body.append([row.model, "ours", *(row.text(m) for m in metrics)])
+            body.append(["", "published", *published])
+            body.append(["", "ratio", *(row.ratio(m) for m in metrics)])
+        parts.append(f"### {dataset}\n\n" + markdown_table(["model", "", *metrics], body))
+    return "\n\n".join(parts)
+
+
+def markdown_notes(rows: list[Row]) -> str:
+    """What each row was made of."""
+    head = ["data set", "model", *rows[0].notes]
+    return markdown_table(head, [[r.dataset, r.model, *r.notes.values()] for r in rows])
+
+
+def markdown_significance(suite: Suite, results: Results, out: Path) -> str:
+    """LlamaRec against its retriever, on each data set."""
+    parts = []
+    for (dataset, model), cells in final_results(suite, results).items():
+        tests = significance(cells, out / "cells") if model == "LlamaRec" else {}
+        if tests:
+            users = next(iter(tests.values()))["users"]
+            body = [
+                [metric, f"{test['difference']:+.4f}", f"{test['p']:.4f}"]
+                for metric, test in tests.items()
+            ]
+            parts.append(
+                f"### {dataset}\n\n{users} users, mean over {len(cells)} seeds.\n\n"
+                + markdown_table(["metric", "LlamaRec - retriever", "p"], body)
+            )
+    return "\n\n".join(parts) or "No cell of LlamaRec is finished."
+
+
+def markdown_reported(published: Mapping[str, Any], rows: list[Row]) -> str:
+    """Other LLM-based recommenders as the paper reports them, and ours."""
+    reported = published[PAPER].get("table_4", {})
+    parts = []
+    for dataset, models in reported.items():
+        metrics = list(dict.fromkeys(metric for values in models.values() for metric in values))
+        body = [
+            [f"{name} (as reported)", *(str(values.get(m, "–")) for m in metrics)]
+            for name, values in models.items()
+        ]
+        body += [
+            [f"{row.model} (ours)", *(row.text(m) if m in row.ours else "–" for m in metrics)]
+            for row in rows
+            if row.dataset == dataset and row.model in ("LRURec", "LlamaRec")
+        ]
+        parts.append(f"### {dataset}\n\n" + markdown_table(["model", *metrics], body))
+    return "\n\n".join(parts) or "No figures on record."
+
+
+def markdown_splits(results: Results) -> str:
+    """The counts of each data set (the paper's Table 2) and the digest of its split."""
+    splits = {result["cell"]["dataset"]: result["split"] for result in results.values()}
+    head = ["data set", "users", "items", "interactions", "mean length", "SHA-256 of the split"]
+    body = [
+        [name, *(str(s[k]) for k in ("users", "items", "interactions"))]
+        + [f"{s['mean_length']:.2f}", f"`{s['sha256']}`"]
+        for name, s in splits.items()
+    ]
+    return markdown_table(head, body)
+
+
+def markdown_grids(suite: Suite, results: Results) -> str:
+    """Validation scores of every grid."""
+    parts = []
+    cells = list(suite.cells(results))
+    for dataset, plans in suite.plans.items():
+        for plan in plans:
+            body = []
+            for cell in cells:
+                is_grid = (cell.dataset, cell.model, cell.seed) == (
+                    *(dataset, plan.name),
+                    plan.seeds[0],
+                )
+                if len(plan.grid) > 1 and is_grid and cell.identifier in results:
+                    result = results[cell.identifier]
+                    values = [str(value) for value in cell.choice.values()]
+                    score = f"{result['valid_score']:.4f}"
+                    body.append([*values, score, str(len(result["curve"]))])
+            if body:
+                names = [keys.split(",")[0] for keys in plan.grid[0]]
+                head = [*names, f"valid {suite.run_settings['valid_metric']}", "epochs"]
+                parts.append(f"### {plan.name}, {dataset}\n\n" + markdown_table(head, body))
+    return "\n\n".join(parts)
+
+
+def markdown_page(suite: Suite, results: Results, out: Path) -> str:
+    """The whole page."""
+    table_1 = rows_of(suite, results, "test", "table_1")
+    table_3 = [
+        row
+        for row in rows_of(suite, results, "retrieved", "table_3")
+        if row.model in ("LRURec", "LlamaRec")
+    ]
+    n_retrieved = "; ".join(
+        f"{dataset}, {model}: " + " / ".join(f"{c['n_retrieved']} of {c['n_rows']}" for c in cells)
+        for (dataset, model), cells in final_results(suite, results).items()
+        if model in ("LRURec", "LlamaRec")
+    )
+    machines = sorted({result["machine"] for result in results.values()})
+    versions = [json.dumps(v) for v in {json.dumps(r["versions"]): 0 for r in results.values()}]
+    sections = [
+        f"# Suite {suite.name}",
+        f"{len(results)} of {suite.n_cells} cells are finished. Made by `python benchmarks/run.py "
+        f"benchmarks/suites/{suite.name}.yaml`; mean ± standard deviation over seeds. Machine: "
+        f"{', '.join(machines)}. Versions: {'; '.join(json.loads(v) for v in versions)}.",
+        "## Data (the paper's Table 2)\n\n" + markdown_splits(results),
+        "## Test results (the paper's Table 1)\n\n" + markdown_comparison(table_1),
+        "## Valid retrieval subset (the paper's Table 3)\n\n"
+        f"Test users whose target is among the candidates: {n_retrieved}.\n\n"
+        + markdown_comparison(table_3),
+        "## LlamaRec against its retriever\n\n" + markdown_significance(suite, results, out),
+        "## Other LLM-based recommenders (the paper's Table 4)\n\n"
+        + markdown_reported(read_published(), table_1),
+        "## Grids\n\n" + markdown_grids(suite, results),
+        "## Cost\n\n" + markdown_notes(table_1),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def latex(rows: list[Row]) -> str:
+    """A booktabs table of ours, the best of each column and data set in bold."""
+    metrics = list(rows[0].ours)
+    lines = [
+        r"\begin{tabular}{ll" + "c" * len(metrics) + "}",
+        r"\toprule",
+        " & ".join(["Dataset", "Model", *(m.upper() for m in metrics)]) + r" \\",
+    ]
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        own = [row for row in rows if row.dataset == dataset]
+        lines.append(r"\midrule")
+        for row in own:
+            cells = []
+            for metric in metrics:
+                value = row.text(metric).replace("±", r"$\pm$")
+                best = row.mean(metric) == max(other.mean(metric) for other in own)
+                cells.append(rf"\textbf{{{value}}}" if best else value)
+            lines.append(" & ".join([dataset, row.model, *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def write_tables(suite: Suite, results: Results, out: Path) -> None:
+    """Write ``results.md``, ``results.json`` and ``results.tex`` into ``out``."""
+    if not final_results(suite, results):
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.md").write_text(markdown_page(suite, results, out), encoding="utf-8")
+    rows = {key: rows_of(suite, results, key, "") for key in ("test", "retrieved")}
+    content = {
+        key: [{"dataset": r.dataset, "model": r.model, "ours": r.ours, **r.notes} for r in of]
+        for key, of in rows.items()
+    }
+    content["significance"] = [
+        {"dataset": dataset, "tests": significance(cells, out / "cells")}
+        for (dataset, model), cells in final_results(suite, results).items()
+        if model == "LlamaRec"
+    ]
+    (out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (out / "results.tex").write_text(latex(rows["test"]), encoding="utf-8")

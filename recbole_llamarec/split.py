@@ -1,0 +1,35 @@
+"""``python -m recbole_llamarec.split``: counts of a prepared data set and its split's SHA-256."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from recbole.config import Config
+from recbole.data import create_dataset
+
+from recbole_llamarec.data.split import describe, prepare_split, split_text
+
+
+def main() -> None:
+    """Print the counts and the digest; with ``--out`` also write the user-to-target file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recbole_llamarec.split",
+        description="Count a prepared data set and print the SHA-256 of its split; "
+        "--key=value sets any RecBole key.",
+    )
+    parser.add_argument("--dataset", "-d", required=True, help="name of the data set")
+    parser.add_argument("--out", type=Path, help="file for each user's targets")
+    arguments, _ = parser.parse_known_args()
+    logging.disable(logging.WARNING)
+    config = Config(model="LlamaRec", dataset=arguments.dataset)
+    summary, (_, valid_data, test_data) = prepare_split(config, create_dataset(config))
+    print(describe(summary))
+    if arguments.out:
+        text = split_text(valid_data, test_data)
+        arguments.out.write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()
