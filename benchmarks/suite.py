@@ -123,9 +123,9 @@ def best_choice(cells: list[Cell], results: Mapping[str, Mapping[str, Any]]):
     """The grid's choice with the best validation score, the first among equals.
 
     Returns:
-        ``None`` until all the cells are finished.
+        ``None`` until all the cells are known and finished.
     """
-    if any(cell.identifier not in results for cell in cells):
+    if not cells or any(cell.identifier not in results for cell in cells):
         return None
     return max(cells, key=lambda cell: results[cell.identifier]["valid_score"]).choice
 

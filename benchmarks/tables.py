@@ -206,7 +206,10 @@ def markdown_reported(published: Mapping[str, Any], rows: list[Row]) -> str:
     for dataset, models in reported.items():
         metrics = list(dict.fromkeys(metric for values in models.values() for metric in values))
         body = [
-            [f"{name} (as reported)", *(str(values.get(m, "–")) for m in metrics)]
+            [
+                f"{name} (as reported)",
+                *(f"{values[m]:.4f}" if m in values else "–" for m in metrics),
+            ]
             for name, values in models.items()
         ]
         body += [
@@ -254,6 +257,21 @@ def markdown_grids(suite: Suite, results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def markdown_curves(suite: Suite, results: Results) -> str:
+    """Validation score over training, at the first seed, of at most a dozen points a model."""
+    body = []
+    for (dataset, model), cells in final_results(suite, results).items():
+        curve = cells[0]["curve"]
+        step = -(-len(curve) // 12)
+        points = [
+            f"{number}: {score:.4f} ({seconds / 60:.1f} min)"
+            for number, (seconds, score) in enumerate(curve, start=1)
+            if number % step == 0 or number == len(curve)
+        ]
+        body.append([dataset, model, ", ".join(points)])
+    return markdown_table(["data set", "model", "validation: score (time since the start)"], body)
+
+
 def markdown_page(suite: Suite, results: Results, out: Path) -> str:
     """The whole page."""
     table_1 = rows_of(suite, results, "test", "table_1")
@@ -283,6 +301,7 @@ def markdown_page(suite: Suite, results: Results, out: Path) -> str:
         "## Other LLM-based recommenders (the paper's Table 4)\n\n"
         + markdown_reported(read_published(), table_1),
         "## Grids\n\n" + markdown_grids(suite, results),
+        "## Learning curves\n\n" + markdown_curves(suite, results),
         "## Cost\n\n" + markdown_notes(table_1),
     ]
     return "\n\n".join(sections) + "\n"
@@ -305,7 +324,8 @@ def latex(rows: list[Row]) -> str:
                 value = row.text(metric).replace("±", r"$\pm$")
                 best = row.mean(metric) == max(other.mean(metric) for other in own)
                 cells.append(rf"\textbf{{{value}}}" if best else value)
-            lines.append(" & ".join([dataset, row.model, *cells]) + r" \\")
+            name = dataset.replace("_", r"\_")
+            lines.append(" & ".join([name, row.model, *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 

@@ -20,10 +20,12 @@ def main() -> None:
         "--key=value sets any RecBole key.",
     )
     parser.add_argument("--dataset", "-d", required=True, help="name of the data set")
+    parser.add_argument("--config_files", help="property files, in one argument")
     parser.add_argument("--out", type=Path, help="file for each user's targets")
     arguments, _ = parser.parse_known_args()
     logging.disable(logging.WARNING)
-    config = Config(model="LlamaRec", dataset=arguments.dataset)
+    files = arguments.config_files.split() if arguments.config_files else None
+    config = Config(model="LlamaRec", dataset=arguments.dataset, config_file_list=files)
     summary, (_, valid_data, test_data) = prepare_split(config, create_dataset(config))
     print(describe(summary))
     if arguments.out:

@@ -13,7 +13,7 @@ import torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from helpers import checkpoint_of, tiny_settings, titles
+from helpers import DATASETS, checkpoint_of, tiny_settings, titles
 
 import recbole_llamarec  # noqa: F401
 
@@ -87,3 +87,17 @@ def trained(tmp_path_factory, tiny_llama) -> TrainedRun:
         patch.setattr("sys.argv", ["test"])
         result = run_recbole(config_dict=dict(settings))
     return TrainedRun(settings, result, checkpoint_of(root / "saved"))
+
+
+@pytest.fixture(scope="session")
+def paper_data(tmp_path_factory) -> Path:
+    """Folder with atomic files of the paper's MovieLens and Beauty; skips without the sources."""
+    from recbole_llamarec.convert import convert
+
+    for name in ("ml-latest-small", "amazon-beauty"):
+        if not (DATASETS / name).is_dir():
+            pytest.skip(f"{name} is not in {DATASETS}; set RECBOLE_DATA")
+    folder = tmp_path_factory.mktemp("paper-data")
+    convert("ml-latest", DATASETS / "ml-latest-small", folder / "ml-latest-small")
+    (folder / "amazon-beauty").symlink_to(DATASETS.resolve() / "amazon-beauty")
+    return folder

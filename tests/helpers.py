@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+DATASETS = Path(os.environ.get("RECBOLE_DATA", ROOT / "../shared/datasets"))
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -33,7 +33,7 @@ def test_any_sequential_recommender_retrieves(tiny_run, retriever):
     result = run_recbole(
         config_dict=tiny_run | {"retriever": retriever, "retriever_config": config}
     )
-    assert files(tiny_run) == {"pth", "adapter", f"{retriever}.pth"}
+    assert files(tiny_run) == {"pth", "adapter", f"{retriever}.pth", "users.csv"}
     assert is_better_than_chance(result) or retriever == "FPMC"
     saved = load_checkpoint(next(Path(tiny_run["checkpoint_dir"]).glob(f"*.{retriever}.pth")))
     assert saved["config"]["model"] == retriever
@@ -44,7 +44,7 @@ def test_any_sequential_recommender_retrieves(tiny_run, retriever):
 def test_a_trained_retriever_is_loaded_instead_of_trained(tiny_run, trained):
     checkpoint = trained.checkpoint.with_suffix(".LRURec.pth")
     result = run_recbole(config_dict=tiny_run | {"retriever_checkpoint": str(checkpoint)})
-    assert files(tiny_run) == {"pth", "adapter"}
+    assert files(tiny_run) == {"pth", "adapter", "users.csv"}
     assert result["test_result"] == trained.result["test_result"]
 
 
@@ -143,6 +143,49 @@ def test_a_ranker_worse_than_its_retriever_is_called_so(tiny_run, caplog):
         trainer.evaluate(test, load_best_model=False)
     assert "worse than its retriever" in caplog.text
     trainer.model.ranker.rank = rank
+
+
+def test_the_retriever_alone_on_the_same_terms(tiny_run, trained, monkeypatch):
+    """Nothing of a language model is loaded, and seen items are masked in validation too."""
+    monkeypatch.setattr("recbole_llamarec.llamarec.load_language_model", None)
+    trainer, train, valid, test = trainer_of(tiny_run | {"ranking_method": "none"})
+    scores = []
+    score, result = trainer.fit(train, valid, callback_fn=lambda _, score: scores.append(score))
+    assert len(scores) == 3 and score == max(scores) == result["ndcg@10"]
+    assert "full_sort_predict" not in vars(trainer.model.retriever)
+    assert trainer.evaluate(test) == trainer.report.retriever
+    assert trainer.report.llamarec is None and "LlamaRec" not in trainer.report.table()
+    assert files(tiny_run) == {"pth", "LRURec.pth", "users.csv"}
+    assert list(trainer.report.users) == [
+        *("user_id", "item_id", "retriever_rank"),
+        *(f"retriever_{m}@{k}" for m in ("recall", "mrr", "ndcg") for k in (5, 10)),
+    ]
+
+
+def test_generated_lists_rank_untuned(tiny_run, caplog):
+    settings = {"ranking_method": "generate", "rerank_candidates": 3}
+    trainer, train, valid, test = trainer_of(tiny_run | settings)
+    with caplog.at_level("INFO"):
+        trainer.fit(train, valid)
+        trainer.evaluate(test, load_best_model=False)
+    assert "ranking_method: generate is not tuned" in caplog.text
+    counts = trainer.model.ranker.counts
+    assert counts.summary() in caplog.text and counts.lists > 0
+    state = trainer.model.other_parameter()["adapter"]["state"]
+    assert all((t == 0).all() for name, t in state.items() if "lora_B" in name)
+    if counts.fallback == counts.lists:  # a random model writes no title
+        assert trainer.report.llamarec == trainer.report.retriever
+
+
+def test_metrics_of_each_user_stand_beside_the_checkpoint(trained):
+    import pandas as pd
+
+    users = pd.read_csv(trained.checkpoint.with_suffix(".users.csv"), dtype={"user_id": str})
+    assert users["user_id"].is_unique and len(users) == 39
+    for name, value in trained.result["test_result"].items():
+        assert users[f"llamarec_{name}"].mean() == pytest.approx(value, abs=1e-4)
+    moved = users["retriever_rank"] != users["llamarec_rank"]
+    assert moved.any() and (users.loc[moved, ["retriever_rank", "llamarec_rank"]] <= 8).all(None)
 
 
 # --- RecBole's own entry points ------------------------------------------------------------------

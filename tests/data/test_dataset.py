@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import recbole
-from helpers import write_dataset
+from helpers import DATASETS, write_dataset
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 
-DATASETS = Path(os.environ.get("RECBOLE_DATA", Path(__file__).parents[2] / "../shared/datasets"))
 ML_100K = Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
+
+
+UNFILTERED = {"user_inter_num_interval": None, "item_inter_num_interval": None}
 
 
 def make(model="LRURec", dataset="tiny", **config):
@@ -72,14 +73,16 @@ def changed_share(expected: dict, found: dict) -> float:
 
 
 def test_chronology_of_ml_100k(workdir):
-    found = last_two_by_split(make(dataset="ml-100k"))
+    found = last_two_by_split(make(dataset="ml-100k", **UNFILTERED))
     assert found == last_two_by_pandas(read_ml_100k())
 
 
 @pytest.mark.parametrize(("normalize_all", "share"), [(False, 0.1580), (True, 0.0042)])
 def test_recboles_own_order_of_ml_100k(workdir, normalize_all, share):
     """RecBole's ml-100k.yaml normalizes all floats, which hides most of the loss of precision."""
-    dataset = make(dataset="ml-100k", exact_chronology=False, normalize_all=normalize_all)
+    dataset = make(
+        dataset="ml-100k", exact_chronology=False, normalize_all=normalize_all, **UNFILTERED
+    )
     expected, found = last_two_by_pandas(read_ml_100k()), last_two_by_split(dataset)
     assert changed_share(expected, found) == pytest.approx(share, abs=0.0001)
 
@@ -93,6 +96,7 @@ def test_chronology_of_ml_latest_small(workdir, ml_latest_small, exact):
         exact_chronology=exact,
         item_text_format=None,
         load_col={"inter": ["user_id", "item_id", "timestamp"]},
+        **UNFILTERED,
     )
     expected, found = last_two_by_pandas(frame), last_two_by_split(dataset)
     if exact:
@@ -102,7 +106,7 @@ def test_chronology_of_ml_latest_small(workdir, ml_latest_small, exact):
 
 
 def test_order_without_exactness_is_recboles_own(workdir):
-    ours = last_two_by_split(make(dataset="ml-100k", exact_chronology=False))
+    ours = last_two_by_split(make(dataset="ml-100k", exact_chronology=False, **UNFILTERED))
     theirs = last_two_by_split(make(model="SASRec", dataset="ml-100k", train_neg_sample_args=None))
     assert ours == theirs
 
@@ -126,7 +130,7 @@ def test_ties_stand_in_file_order_even_after_removing_duplicates(workdir):
 
 
 def test_item_text_of_ml_100k(workdir):
-    texts = make(model="LRURec", dataset="ml-100k").item_texts()
+    texts = make(model="LRURec", dataset="ml-100k", **UNFILTERED).item_texts()
     assert texts[0] == "" and len(texts) == 1683
     assert texts.count("Toy Story (1995)") == 1
     raw = pd.read_csv(ML_100K / "ml-100k.item", sep="\t", dtype=str, keep_default_na=False)

@@ -1,0 +1,209 @@
+"""A suite on the small data set: its cells, the choice on its grid, interruption, tables."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from helpers import ROOT, environment, write_dataset
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from suite import best_choice, read_suite
+from tables import Row, latex, markdown_comparison, rows_of, significance
+
+
+def suite_file(folder: Path, llama: Path | str = "none") -> Path:
+    """A grid of two LRURec cells, the better one at a second seed, and LlamaRec at one seed."""
+    data = {
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title"]},
+        "MAX_ITEM_LIST_LENGTH": 20,
+        "rerank_candidates": 8,
+    }
+    content = {
+        "metrics": ["NDCG", "Recall"],
+        "topk": [5, 10],
+        "valid_metric": "NDCG@10",
+        "seeds": [1, 2],
+        "datasets": {"tiny": None},
+        "models": [
+            {
+                "name": "LRURec",
+                "grid": {"dropout_prob, embedding_dropout_prob": [0.1, 0.5]},
+                "settings": {"epochs": 3, "train_batch_size": 16},
+                "data_settings": data,
+            },
+            {
+                "name": "LlamaRec",
+                "retriever": "LRURec",
+                "seeds": 1,
+                "settings": {
+                    "llm_name_or_path": str(llama),
+                    "prompt_max_history": 5,
+                    "train_max_samples": 8,
+                    "train_batch_size": 8,
+                },
+                "data_settings": data,
+            },
+        ],
+    }
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def result(score: float) -> dict:
+    return {"valid_score": score}
+
+
+def test_a_grid_decides_what_runs_at_the_other_seeds(tmp_path):
+    suite = read_suite(suite_file(tmp_path))
+    assert suite.n_cells == 4
+    first = list(suite.cells({}))
+    assert [cell.identifier for cell in first] == [
+        "tiny.LRURec.dropout_prob=0.1.seed=1",
+        "tiny.LRURec.dropout_prob=0.5.seed=1",
+    ]
+    assert first[1].settings["embedding_dropout_prob"] == 0.5
+    assert best_choice(first, {first[0].identifier: result(0.3)}) is None
+    results = {first[0].identifier: result(0.1), first[1].identifier: result(0.2)}
+    later = list(suite.cells(results))
+    assert [cell.identifier for cell in later[2:]] == [
+        "tiny.LRURec.dropout_prob=0.5.seed=2",
+        "tiny.LlamaRec.seed=1",
+    ]
+    assert later[3].retriever == first[1].identifier
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"models": [{"name": "LRURec", "gird": {}}]}, ["LRURec", "gird", "allowed"]),
+        ({"models": [{"name": "LlamaRec", "retriever": "SASRec"}]}, ["LlamaRec", "SASRec"]),
+    ],
+)
+def test_a_wrong_suite_is_refused(tmp_path, change, words):
+    file = suite_file(tmp_path)
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **change}))
+    with pytest.raises(ValueError) as error:
+        read_suite(file)
+    assert all(word in str(error.value) for word in [str(file), *words])
+
+
+def start(folder: Path, suite: Path, out: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), str(suite)]
+    command += ["--data", str(folder / "data"), "--out", str(folder / out), "--threads", "1"]
+    command += ["--work", str(folder / "work" / out)]
+    return subprocess.Popen(
+        command, env=environment(), cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+def figures(folder: Path) -> dict:
+    """The tables without what differs between equal runs: times and memory."""
+    content = json.loads((folder / "results.json").read_text())
+    for rows in (content["test"], content["retrieved"]):
+        for row in rows:
+            for key in ("training, min", "peak memory, MB"):
+                del row[key]
+    return content
+
+
+@pytest.mark.slow
+def test_a_killed_suite_goes_on_to_the_same_tables(tmp_path, tiny_llama):
+    write_dataset(tmp_path / "data")
+    suite = suite_file(tmp_path, tiny_llama)
+    whole = start(tmp_path, suite, "whole")
+    assert whole.wait(timeout=500) == 0, whole.stderr.read().decode()
+
+    killed = start(tmp_path, suite, "killed")
+    cells = tmp_path / "killed" / "cells"
+    while not list(cells.glob("*.json")):
+        assert killed.poll() is None, killed.stderr.read().decode()
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGTERM)
+    killed.wait(timeout=60)
+    finished = {file.name: file.stat().st_mtime_ns for file in cells.glob("*.json")}
+    assert 0 < len(finished) < 4
+
+    again = start(tmp_path, suite, "killed")
+    assert again.wait(timeout=500) == 0
+    assert b"4 of 4 cells are finished" in again.stdout.read()
+    for name, written in finished.items():
+        assert (cells / name).stat().st_mtime_ns == written  # not run again
+    assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
+
+    page = (tmp_path / "killed" / "results.md").read_text()
+    assert "| LlamaRec | ours |" in page and "LlamaRec - retriever" in page
+    users = pd.read_csv(cells / "tiny.LlamaRec.seed=1.users.csv.gz")
+    (row,) = [r for r in figures(tmp_path / "killed")["test"] if r["model"] == "LlamaRec"]
+    assert users["llamarec_ndcg@10"].mean() == pytest.approx(row["ours"]["ndcg@10"][0], abs=1e-4)
+    assert (users["llamarec_rank"] <= 8).sum() == (users["retriever_rank"] <= 8).sum()
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def row(model: str, values: list[float], published: float | None = None) -> Row:
+    known = {} if published is None else {"ndcg@10": published}
+    return Row("a_set", model, {"ndcg@10": values}, known, {})
+
+
+def test_ours_stand_beside_the_published_figures():
+    table = markdown_comparison([row("LRURec", [0.06, 0.08], 0.0705), row("NARM", [0.05])])
+    assert "| LRURec | ours | 0.0700 ± 0.0141 |" in table
+    assert "|  | published | 0.0705 |\n|  | ratio | 0.99 |" in table
+    assert "| NARM | ours | 0.0500 |\n|  | published | – |\n|  | ratio | – |" in table
+
+
+def test_latex_marks_the_best():
+    table = latex([row("LRURec", [0.06, 0.08]), row("NARM", [0.05])])
+    assert r"a\_set & LRURec & \textbf{0.0700 $\pm$ 0.0141} \\" in table
+    assert r"a\_set & NARM & 0.0500 \\" in table
+
+
+def test_significance_averages_each_user_over_seeds(tmp_path):
+    suite = read_suite(suite_file(tmp_path))
+    first = list(suite.cells({}))
+    results = {cell.identifier: result(0.1) for cell in first}
+    llamarec = [c for c in suite.cells(results) if c.model == "LlamaRec"]
+    cells = []
+    for cell, shift in zip(llamarec * 2, (0.0, 0.2), strict=True):
+        from dataclasses import asdict
+
+        cells.append({"cell": {**asdict(cell), "seed": int(10 * shift)}, "test": {"ndcg@10": 0}})
+        users = pd.DataFrame(
+            {
+                "user_id": ["a", "b", "c"],
+                "item_id": ["x", "y", "z"],
+                "retriever_ndcg@10": [0.1, 0.2, 0.3],
+                "llamarec_ndcg@10": [0.1 + shift, 0.2 + shift, 0.31 + shift],
+            }
+        )
+        name = f"tiny.LlamaRec.seed={int(10 * shift)}.users.csv.gz"
+        users.to_csv(tmp_path / name, index=False)
+    (test,) = significance(cells, tmp_path).values()
+    assert test["users"] == 3
+    assert test["difference"] == pytest.approx(0.1 + 0.01 / 3)
+    assert test["p"] < 0.01
+    assert significance(cells, tmp_path / "elsewhere") == {}
+
+
+def test_the_published_figures_fit_together():
+    """LlamaRec's gains that the paper's text states, from its own table."""
+    from tables import PAPER, read_published
+
+    paper = read_published()[PAPER]
+    stated = paper["stated_gains"]["over_LRURec_percent"]["ml-latest-small"]
+    table = paper["table_1"]["ml-latest-small"]
+    for metric, gain in stated.items():
+        found = 100 * (table["LlamaRec"][metric] / table["LRURec"][metric] - 1)
+        assert found == pytest.approx(gain, abs=0.02)
+    assert rows_of(read_suite(ROOT / "benchmarks/suites/paper.yaml"), {}, "test", "table_1") == []
