@@ -55,7 +55,7 @@ class Runner:
             for cell in self.suite.cells(found):
                 if cell.identifier not in found and self.result_file(cell).is_file():
                     result = json.loads(self.result_file(cell).read_text())
-                    if result["cell"] == json.loads(json.dumps(asdict(cell))):
+                    if Cell(**result["cell"]) == cell:
                         found[cell.identifier] = result
             if len(found) == before:
                 return found

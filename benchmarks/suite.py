@@ -10,7 +10,16 @@ from typing import Any
 
 import yaml
 
-MODEL_KEYS = {"name", "grid", "settings", "data_settings", "datasets", "retriever", "seeds"}
+MODEL_KEYS = {
+    "name",
+    "label",
+    "grid",
+    "settings",
+    "data_settings",
+    "datasets",
+    "retriever",
+    "seeds",
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class Cell:
         settings: the retriever's own keys (``retriever_config``), or LlamaRec's.
         run_settings: keys of the run: data, metrics.
         retriever: for LlamaRec, the identifier of the cell that trained its retriever.
+        label: what tables call it, where a suite has a model in several variants.
     """
 
     dataset: str
@@ -34,25 +44,36 @@ class Cell:
     settings: Mapping[str, Any]
     run_settings: Mapping[str, Any]
     retriever: str | None = None
+    label: str = ""
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return self.label or self.model
 
     @property
     def identifier(self) -> str:
         """A name that is unique in its suite and fit for a file."""
-        parts = [self.dataset, self.model]
+        parts = [self.dataset, self.title.replace(" ", "_")]
         parts += [f"{keys.split(',')[0]}={value}" for keys, value in self.choice.items()]
         return ".".join([*parts, f"seed={self.seed}"]).replace("/", "_")
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model's part of a suite, for one data set."""
+    """A model's part of a suite, for one data set; fields as in :class:`Cell`."""
 
     name: str
+    label: str
     grid: tuple[Mapping[str, Any], ...]
     settings: Mapping[str, Any]
     data_settings: Mapping[str, Any]
     retriever: str | None
     seeds: tuple[int, ...]
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
 
 
 @dataclass(frozen=True)
@@ -94,15 +115,15 @@ class Suite:
                 best = best_choice(first, results)
                 if best is None:
                     continue
-                chosen[plan.name] = best
+                chosen[plan.title] = best
                 for seed in plan.seeds[1:]:
                     yield self._cell(dataset, plan, best, seed, chosen)
 
     def _cell(self, dataset, plan: ModelPlan, choice, seed: int, chosen) -> Cell:
         retriever = None
         if plan.retriever is not None:
-            of = next(p for p in self.plans[dataset] if p.name == plan.retriever)
-            retriever = self._cell(dataset, of, chosen[of.name], seed, {}).identifier
+            of = next(p for p in self.plans[dataset] if p.title == plan.retriever)
+            retriever = self._cell(dataset, of, chosen[of.title], seed, {}).identifier
         return Cell(
             dataset=dataset,
             model=plan.name,
@@ -111,6 +132,7 @@ class Suite:
             settings={**plan.settings, **spread(choice)},
             run_settings={**self.run_settings, **plan.data_settings},
             retriever=retriever,
+            label=plan.label,
         )
 
 
@@ -142,16 +164,18 @@ def read_suite(file: str | Path) -> Suite:
     for model in content["models"]:
         if unknown := set(model) - MODEL_KEYS:
             raise ValueError(
-                f"{file}: models: {model.get('name')}: unknown {sorted(unknown)}; "
+                f"{file}: models: {model.get('label', model.get('name'))}: unknown "
+                f"{sorted(unknown)}; "
                 f"allowed: {sorted(MODEL_KEYS)}"
             )
         for dataset, own in content["datasets"].items():
             if dataset not in model.get("datasets", [dataset]):
                 continue
-            plan = _plan(model, (own or {}).get(model["name"], {}), tuple(content["seeds"]))
-            if plan.retriever not in (None, *(before.name for before in plans[dataset])):
+            title = model.get("label", model["name"])
+            plan = _plan(model, (own or {}).get(title, {}), tuple(content["seeds"]))
+            if plan.retriever not in (None, *(before.title for before in plans[dataset])):
                 raise ValueError(
-                    f"{file}: models: {plan.name} needs its retriever {plan.retriever!r} before it"
+                    f"{file}: models: {title} needs its retriever {plan.retriever!r} before it"
                 )
             plans[dataset].append(plan)
     run_settings = {key: content[key] for key in ("metrics", "topk", "valid_metric")}
@@ -165,6 +189,7 @@ def _plan(model: Mapping[str, Any], own: Mapping[str, Any], seeds: tuple[int, ..
     )
     return ModelPlan(
         name=model["name"],
+        label=model.get("label", ""),
         grid=choices,
         settings={**model.get("settings", {}), **own.get("settings", {})},
         data_settings={**model.get("data_settings", {}), **own.get("data_settings", {})},

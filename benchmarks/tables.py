@@ -59,7 +59,7 @@ def final_results(suite: Suite, results: Results) -> dict[tuple[str, str], Cells
     cells = list(suite.cells(results))
     for dataset, plans in suite.plans.items():
         for plan in plans:
-            own = [cell for cell in cells if (cell.dataset, cell.model) == (dataset, plan.name)]
+            own = [cell for cell in cells if (cell.dataset, cell.title) == (dataset, plan.title)]
             best = best_choice([cell for cell in own if cell.seed == plan.seeds[0]], results)
             finished = [
                 results[cell.identifier]
@@ -67,7 +67,7 @@ def final_results(suite: Suite, results: Results) -> dict[tuple[str, str], Cells
                 if cell.choice == best and cell.identifier in results
             ]
             if finished:
-                chosen[dataset, plan.name] = finished
+                chosen[dataset, plan.title] = finished
     return chosen
 
 
@@ -185,7 +185,8 @@ def markdown_significance(suite: Suite, results: Results, out: Path) -> str:
     """LlamaRec against its retriever, on each data set."""
     parts = []
     for (dataset, model), cells in final_results(suite, results).items():
-        tests = significance(cells, out / "cells") if model == "LlamaRec" else {}
+        is_ranker = cells[0]["cell"]["model"] == "LlamaRec"
+        tests = significance(cells, out / "cells") if is_ranker else {}
         if tests:
             users = next(iter(tests.values()))["users"]
             body = [
@@ -193,7 +194,7 @@ def markdown_significance(suite: Suite, results: Results, out: Path) -> str:
                 for metric, test in tests.items()
             ]
             parts.append(
-                f"### {dataset}\n\n{users} users, mean over {len(cells)} seeds.\n\n"
+                f"### {model}, {dataset}\n\n{users} users, mean over {len(cells)} seeds.\n\n"
                 + markdown_table(["metric", "LlamaRec - retriever", "p"], body)
             )
     return "\n\n".join(parts) or "No cell of LlamaRec is finished."
@@ -241,8 +242,8 @@ def markdown_grids(suite: Suite, results: Results) -> str:
         for plan in plans:
             body = []
             for cell in cells:
-                is_grid = (cell.dataset, cell.model, cell.seed) == (
-                    *(dataset, plan.name),
+                is_grid = (cell.dataset, cell.title, cell.seed) == (
+                    *(dataset, plan.title),
                     plan.seeds[0],
                 )
                 if len(plan.grid) > 1 and is_grid and cell.identifier in results:
@@ -253,7 +254,7 @@ def markdown_grids(suite: Suite, results: Results) -> str:
             if body:
                 names = [keys.split(",")[0] for keys in plan.grid[0]]
                 head = [*names, f"valid {suite.run_settings['valid_metric']}", "epochs"]
-                parts.append(f"### {plan.name}, {dataset}\n\n" + markdown_table(head, body))
+                parts.append(f"### {plan.title}, {dataset}\n\n" + markdown_table(head, body))
     return "\n\n".join(parts)
 
 
@@ -341,9 +342,9 @@ def write_tables(suite: Suite, results: Results, out: Path) -> None:
         for key, of in rows.items()
     }
     content["significance"] = [
-        {"dataset": dataset, "tests": significance(cells, out / "cells")}
+        {"dataset": dataset, "model": model, "tests": significance(cells, out / "cells")}
         for (dataset, model), cells in final_results(suite, results).items()
-        if model == "LlamaRec"
+        if cells[0]["cell"]["model"] == "LlamaRec"
     ]
     (out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (out / "results.tex").write_text(latex(rows["test"]), encoding="utf-8")
