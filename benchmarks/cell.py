@@ -6,7 +6,6 @@ SPEC is a JSON file that ``run.py`` writes; RESULT appears when the cell is fini
 from __future__ import annotations
 
 import json
-import platform
 import resource
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import cpu_name
 from recbole.config import Config
 from recbole.data import create_dataset
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
@@ -102,7 +102,7 @@ def run_cell(cell: dict[str, Any], data: str, work: Path) -> tuple[dict[str, Any
         },
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "threads": torch.get_num_threads(),
-        "machine": machine(),
+        "machine": cpu_name(),
         "versions": {name: installed(name) for name in PACKAGES}
         | {"python": sys.version.split()[0]},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -124,16 +124,6 @@ def installed(package: str) -> str:
 
         return __version__
     return version(package)
-
-
-def machine() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        if names:
-            return names[0].split(":")[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

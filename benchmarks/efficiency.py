@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from machine import cpu_name
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
@@ -271,10 +272,7 @@ def device_name(device: str) -> str:
     """The GPU's or the CPU's model name."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return cpu_name()
 
 
 def write_text(file: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from recbole_llamarec.ranking.language_model import (
     last_hidden,
     load_language_model,
 )
+from recbole_llamarec.retrieval.retriever import masking_seen
 
 
 @pytest.fixture
@@ -285,3 +286,22 @@ def test_the_same_seed_gives_the_same_run(trained, tiny_run):
     again = run_recbole(config_dict=tiny_run)
     assert again["test_result"] == trained.result["test_result"]
     assert again["best_valid_result"] == trained.result["best_valid_result"]
+
+
+def test_recboles_own_evaluation_with_seen_items_masked_is_the_retrievers_row(loaded):
+    """The retriever's validation masks by -inf what LlamaRec's passes rank last: equal metrics."""
+    from recbole.trainer import Trainer
+
+    config, model, test = loaded
+    trainer = get_trainer(config["MODEL_TYPE"], "LlamaRec")(config, model)
+    with model.evaluating(rerank=False, skip_misses=True, show_progress=False):
+        ours = Trainer.evaluate(trainer, test, load_best_model=False)
+    plain = Trainer(model.retriever_config, model.retriever)
+    plain.eval_collector = trainer.eval_collector
+    unmasked = plain.evaluate(test, load_best_model=False)
+    with masking_seen(model.retriever, model.seen):
+        assert plain.evaluate(test, load_best_model=False) == ours
+    assert plain.evaluate(test, load_best_model=False) == unmasked != ours
+    with pytest.raises(ZeroDivisionError), masking_seen(model.retriever, model.seen):
+        raise ZeroDivisionError
+    assert "full_sort_predict" not in vars(model.retriever)

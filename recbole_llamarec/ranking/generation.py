@@ -80,9 +80,7 @@ class GeneratingRanker:
         if not len(histories):
             return torch.zeros(0, 0)
         n_candidates = len(candidates[0])
-        shortened_before = self.prompts.n_shortened
-        encoded = [self.prompts.encode(h, c) for h, c in zip(histories, candidates, strict=True)]
-        self.prompts.report_shortened(since=shortened_before)
+        encoded = self.prompts.encode_all(histories, candidates)
         titles = [[self.prompts.titles[int(item)] for item in row] for row in candidates]
         budgets = [self.list_tokens(row) for row in titles]
         costs = [len(prompt) + budget for prompt, budget in zip(encoded, budgets, strict=True)]

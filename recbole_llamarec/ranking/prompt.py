@@ -115,6 +115,15 @@ class PromptBuilder:
         self.n_shortened += len(kept) < len(recent)
         return ids
 
+    def encode_all(
+        self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
+    ) -> list[list[int]]:
+        """Encode many prompts as :meth:`encode` does one; warn once of those shortened."""
+        shortened_before = self.n_shortened
+        encoded = [self.encode(h, c) for h, c in zip(histories, candidates, strict=True)]
+        self.report_shortened(since=shortened_before)
+        return encoded
+
     def text(self, history: Sequence[int], candidates: Sequence[int]) -> str:
         """Return the text whose token ids :meth:`encode` returns, which see for the arguments."""
         recent, candidates = self._check(history, candidates)

@@ -77,9 +77,7 @@ class Ranker:
         if not len(histories):
             return torch.zeros(0, 0)
         n_candidates = len(candidates[0])
-        shortened_before = self.prompts.n_shortened
-        encoded = [self.prompts.encode(h, c) for h, c in zip(histories, candidates, strict=True)]
-        self.prompts.report_shortened(since=shortened_before)
+        encoded = self.prompts.encode_all(histories, candidates)
         result = torch.empty(len(encoded), n_candidates)
         self.model.eval()
         with tqdm(

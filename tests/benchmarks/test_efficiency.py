@@ -21,6 +21,7 @@ def efficiency():
     )
     module = importlib.util.module_from_spec(spec)
     path = list(sys.path)
+    sys.path.insert(0, str(ROOT / "benchmarks"))  # as for a script that is run
     spec.loader.exec_module(module)
     sys.path[:] = path
     return module
