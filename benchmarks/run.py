@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -149,6 +150,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only cells whose name contains this")
     parser.add_argument("--minutes", type=float, help="start no cell after so many minutes")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the cells that run, too
     suite = read_suite(arguments.suite)
     runner = Runner(
         suite,

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import yaml
 from helpers import ROOT, environment, write_dataset
@@ -106,6 +107,12 @@ def start(folder: Path, suite: Path, out: str) -> subprocess.Popen:
     )
 
 
+def running_cells(work: Path) -> list[str]:
+    """Command lines of the processes that still run a cell in ``work``."""
+    lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
+    return [" ".join(line) for line in lines if str(work) in " ".join(line)]
+
+
 def figures(folder: Path) -> dict:
     """The tables without what differs between equal runs: times and memory."""
     content = json.loads((folder / "results.json").read_text())
@@ -129,7 +136,8 @@ def test_a_killed_suite_goes_on_to_the_same_tables(tmp_path, tiny_llama):
         assert killed.poll() is None, killed.stderr.read().decode()
         time.sleep(0.1)
     killed.send_signal(signal.SIGTERM)
-    killed.wait(timeout=60)
+    assert killed.wait(timeout=60) == 143
+    assert running_cells(tmp_path / "work" / "killed") == []
     finished = {file.name: file.stat().st_mtime_ns for file in cells.glob("*.json")}
     assert 0 < len(finished) < 4
 
