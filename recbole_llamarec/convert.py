@@ -81,7 +81,9 @@ def raw_files(source: str, raw: Path) -> RawFiles:
         )
     year = int(source.removeprefix("amazon-"))
     patterns = {2014: ["ratings_*.csv"], 2018: ["*.json", "*.csv"], 2023: ["*.jsonl"]}[year]
-    inter = one_file(raw, patterns, exclude="meta_")
+    # ratings_ and reviews_ are the names of 2014, whose columns stand in another order
+    others = ("meta_",) if year == 2014 else ("meta_", "ratings_", "reviews_")
+    inter = one_file(raw, patterns, exclude=others)
     is_csv = inter.name.removesuffix(".gz").endswith(".csv")
     parse = {
         2014: amazon.rating_2014,
@@ -182,7 +184,7 @@ def main() -> None:
         reports = convert(
             arguments.source, arguments.raw, out, arguments.overwrite, show_progress=True
         )
-    except ConversionError as error:
+    except (ConversionError, OSError) as error:
         raise SystemExit(f"Not converted: {error}") from None
     for report in reports:
         print("\n".join(report.lines()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import html
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from recbole_llamarec.data.raw_files import (
 )
 
 ITEM_HEAD = ("item_id:token", "title:token_seq", "brand:token", "categories:token_seq")
+MAX_LITERAL = 1_000_000
 SCRIPT_MARKS = ("getTime", "<script", "<span", "var aPageStart")  # pages taken for titles in 2018
 
 
@@ -61,9 +63,16 @@ def interaction(user: Any, item: Any, rating: Any, timestamp: Any, divisor: int 
 
 
 def python_literal(line: str) -> dict:
-    """The dictionary on one line of Python; only literals are read, nothing is run."""
+    """The dictionary on one line of Python; only literals are read, nothing is run.
+
+    Parsing takes hundreds of bytes of memory for each byte, so that long lines are refused.
+    """
+    if len(line) > MAX_LITERAL:
+        raise Damage(f"longer than {MAX_LITERAL} characters")
     try:
-        value = ast.literal_eval(line)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old metadata escapes slashes, which Python frowns on
+            value = ast.literal_eval(line)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         raise Damage("not a Python literal") from None
     if not isinstance(value, dict):

@@ -19,17 +19,17 @@ RATING_COLUMNS = ("userid", "movieid", "rating", "timestamp")
 MOVIE_COLUMNS = ("movieid", "title", "genres")
 NO_GENRES = "(no genres listed)"
 
-YEAR = re.compile(r"(.*?)\s*\((\d{4})(?:[-–]\d{0,4})?\)")
-LAST_BRACKETS = re.compile(r"(.*\S)\s*\([^()]*\)")
+YEAR = re.compile(r"(.*\S)\s*\((\d{4})(?:[-–]\s*\d{0,4})?\)")
+LAST_BRACKETS = re.compile(r"(.*\S)\s*\((?:[^()]|\([^()]*\))*\)")  # with brackets inside
 ARTICLES = (
     *("The", "A", "An"),  # English
     *("Le", "La", "Les", "L'", "Un", "Une", "Des"),  # French
-    *("Il", "Lo", "Gli", "Uno", "Una"),  # Italian
+    *("Il", "Lo", "I", "Gli", "Uno", "Una"),  # Italian
     *("El", "Los", "Las"),  # Spanish
     *("Der", "Die", "Das", "Ein", "Eine"),  # German
     *("De", "Het", "Een", "Den", "Det", "En", "Ett", "O", "Os"),  # Dutch, Nordic, Portuguese
 )
-ARTICLE = re.compile(rf"(.*\S), ({'|'.join(ARTICLES)})", re.IGNORECASE)
+ARTICLE = re.compile(rf"(.*\S), ({'|'.join(ARTICLES)})")
 
 
 def split_title(text: str) -> tuple[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import math
 import os
 import re
 import sqlite3
@@ -17,15 +16,19 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, cast
 
 from tqdm import tqdm
 
+from recbole_llamarec.registry import PANDAS_MISSING
+
 MAX_LINE_BYTES = 10_000_000
+MAX_TEXT = 10_000  # characters of a field; RecBole's reader refuses fields above 131,072
+PLAIN_NUMBER = re.compile(r"[+-]?(\d{1,20}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,2})?")
 EXCERPT = 60
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and half characters
 Row = tuple[str, ...]
 
 
@@ -132,7 +135,7 @@ def parsed_rows(
             report.damage(str(damage), number, line)
 
 
-def one_file(folder: Path, patterns: Sequence[str], exclude: str = "") -> Path:
+def one_file(folder: Path, patterns: Sequence[str], exclude: tuple[str, ...] = ()) -> Path:
     """The one file of a folder that matches one of the patterns, plain or with ``.gz``.
 
     Raises:
@@ -142,12 +145,7 @@ def one_file(folder: Path, patterns: Sequence[str], exclude: str = "") -> Path:
         raise ConversionError(f"RAW: there is no folder {str(folder)!r}.")
     every = [name for pattern in patterns for name in (pattern, f"{pattern}.gz")]
     found = sorted(
-        {
-            file
-            for name in every
-            for file in folder.glob(name)
-            if not (exclude and file.name.startswith(exclude))
-        }
+        {file for name in every for file in folder.glob(name) if not file.name.startswith(exclude)}
     )
     if len(found) == 1:
         return found[0]
@@ -162,29 +160,33 @@ def one_file(folder: Path, patterns: Sequence[str], exclude: str = "") -> Path:
 
 
 def clean(text: str) -> str:
-    """Text on one line: control characters and repeated white space become single spaces."""
-    return " ".join(CONTROLS.sub(" ", text).split())
+    """Text on one line: control characters and repeated white space become single spaces.
+
+    Text beyond ``MAX_TEXT`` characters is cut.
+    """
+    return " ".join(CONTROLS.sub(" ", text[:MAX_TEXT]).split())
 
 
 def identifier(value: object, name: str) -> str:
     """A user's or item's identifier as text."""
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise Damage(f"no {name}")
+    if isinstance(value, int) and abs(value) >= 10**20:
+        raise Damage(f"the {name} is no identifier")
     text = str(value)
     if clean(text) != text:
         raise Damage(f"white space or control characters in the {name}")
+    if text in PANDAS_MISSING:
+        raise Damage(f"the {name} would be read as missing")
     return text
 
 
 def number(value: object, name: str, divisor: int = 1) -> str:
     """A finite number as text, exact, divided by ``divisor``."""
-    try:
-        result = Decimal(str(value).strip())
-    except InvalidOperation:
-        result = Decimal("nan")
-    if isinstance(value, bool) or not result.is_finite() or not math.isfinite(float(result)):
+    is_huge = isinstance(value, int) and abs(value) >= 10**20
+    if isinstance(value, bool) or is_huge or not PLAIN_NUMBER.fullmatch(str(value).strip()):
         raise Damage(f"the {name} is not a number")
-    text = format(result / divisor, "f")
+    text = format(Decimal(str(value).strip()) / divisor, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
@@ -201,13 +203,9 @@ def csv_fields(line: str, count: int) -> list[str]:
 
 def json_object(line: str) -> dict:
     """The object on one line of JSON."""
-
-    def refuse(constant: str):
-        raise Damage(f"{constant} is no JSON")
-
     try:
-        value = json.loads(line, parse_constant=refuse)
-    except (json.JSONDecodeError, RecursionError):
+        value = json.loads(line)
+    except (ValueError, RecursionError):  # also an integer of thousands of digits
         raise Damage("not a line of JSON") from None
     if not isinstance(value, dict):
         raise Damage("not a JSON object")
@@ -241,7 +239,10 @@ class AtomicFiles:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Within, rows go to unfinished files; they take their names at the end without error."""
+        if self.out.exists() and not self.out.is_dir():
+            raise ConversionError(f"OUT: {str(self.out)!r} is a file; name a folder.")
         self.out.mkdir(parents=True, exist_ok=True)
+        self.unfinished("seen").unlink(missing_ok=True)  # of a conversion that was killed
         try:
             yield
             for ending, file in self.files.items():

@@ -161,7 +161,11 @@ def test_real_movielens_latest_small(paper_data):
         ("Death Note (2006–2007)", "Death Note", "2006"),
         ("Babylon 5", "Babylon 5", ""),
         ("1984 (1984)", "1984", "1984"),
-        ("(1971)", "(1971)", "1971"),
+        ("(1971)", "(1971)", ""),
+        ("Vitelloni, I (1953)", "I Vitelloni", "1953"),
+        ("Serial (2007– )", "Serial", "2007"),
+        ("Some, de (1999)", "Some, de", "1999"),
+        ("X (a (b) c) (1999)", "X", "1999"),
         ("", "", ""),
     ],
 )  # fmt: skip
@@ -258,10 +262,42 @@ def test_damaged_json(tmp_path):
     assert {reason: count for reason, (count, _, _) in reports[0].damaged.items()} == {
         "not a line of JSON": 2,
         "not a JSON object": 1,
-        "NaN is no JSON": 1,
+        "the rating is not a number": 1,
         "no user": 1,
         "the timestamp is not a number": 1,
     }
+
+
+def test_odd_values_are_read_or_counted(tmp_path):
+    review = {"reviewerID": "U", "asin": "B1", "overall": 5.0, "unixReviewTime": 1}
+    reviews = [
+        json.dumps(review | {"price": float("nan")}),
+        json.dumps(review | {"overall": "1_0"}),
+        json.dumps(review | {"overall": "1e-50000"}),
+        json.dumps(review | {"asin": "NA"}),
+        json.dumps(review).replace("5.0", "5" * 5000),
+        json.dumps(review | {"reviewerID": "\ud800"}),
+    ]
+    write(tmp_path / "raw/X.json", "\n".join(reviews))
+    items = [{"asin": "B1", "title": "a\ud800b"}, {"asin": "B2", "title": "x" * 200_000}]
+    write(tmp_path / "raw/meta_X.json", "\n".join(map(json.dumps, items)))
+    reports, inter, item = converted("amazon-2018", tmp_path)
+    assert inter[1:] == [["U", "B1", "5", "1"]]
+    assert {reason: count for reason, (count, _, _) in reports[0].damaged.items()} == {
+        "the rating is not a number": 2,
+        "the item would be read as missing": 1,
+        "not a line of JSON": 1,
+        "white space or control characters in the user": 1,
+    }
+    assert [row[1] for row in item[1:]] == ["a b", "x" * 10_000]
+
+
+def test_literals_that_would_eat_the_memory_are_refused(tmp_path):
+    write(tmp_path / "raw/ratings_X.csv", "A1,B1,5.0,1\n")
+    lines = ["{'asin': 'B1', 'title': 'a\\/b'}", "{'asin': 'B2', 'related': " + "[0," * 400_000]
+    write(tmp_path / "raw/meta_X.json", "\n".join(lines))
+    reports, _, item = converted("amazon-2014", tmp_path)
+    assert len(item) == 2 and list(reports[1].damaged) == ["longer than 1000000 characters"]
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -281,6 +317,15 @@ def test_an_incomplete_gzip_file_leaves_nothing(tmp_path):
     assert list((tmp_path / "out/a-set").iterdir()) == []
 
 
+def test_a_killed_conversion_is_no_obstacle(tmp_path):
+    small(tmp_path)
+    write(tmp_path / "out/a-set/.a-set.seen.unfinished", "half a database")
+    assert len(converted("amazon-2014", tmp_path)[1]) == 5001
+    write(tmp_path / "out/file", "")
+    with pytest.raises(ConversionError, match="is a file"):
+        convert("amazon-2014", tmp_path / "raw", tmp_path / "out/file")
+
+
 def test_nothing_is_overwritten_unless_asked_for(tmp_path):
     small(tmp_path)
     _, first, _ = converted("amazon-2014", tmp_path)
@@ -296,6 +341,7 @@ def test_nothing_is_overwritten_unless_asked_for(tmp_path):
         ("amazon-2014", lambda raw: (raw / "meta_X.json.gz").unlink(), ["no file", "meta_*.json"]),
         ("amazon-2014", lambda raw: write(raw / "ratings_Y.csv", ""), ["several", "ratings_Y.csv"]),
         ("amazon-2014", lambda raw: write(raw / "ratings_X.csv.gz", "?"), ["Nothing", "ratings_X"]),
+        ("amazon-2018", lambda raw: None, ["no file", "It holds: meta_X.json.gz, ratings_X"]),
         ("ml-1m", lambda raw: None, ["no file", "ratings.dat", "It holds: meta_X.json.gz"]),
     ],
 )
