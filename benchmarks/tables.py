@@ -190,7 +190,7 @@ def markdown_significance(suite: Suite, results: Results, out: Path) -> str:
         if tests:
             users = next(iter(tests.values()))["users"]
             body = [
-                [metric, f"{test['difference']:+.4f}", f"{test['p']:.4f}"]
+                [metric, f"{test['difference']:+.4f}", f"{test['p']:.2g}"]
                 for metric, test in tests.items()
             ]
             parts.append(

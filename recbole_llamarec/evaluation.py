@@ -114,7 +114,7 @@ class EvaluationReport:
         difference, p_value = paired_test(retriever, llamarec)
         return (
             f"LlamaRec - {self.retriever_name}: {metric} {difference:+.4f}, paired t-test over "
-            f"{len(self.users)} rows p = {p_value:.4f}"
+            f"{len(self.users)} rows p = {p_value:.2g}"
         )
 
 
