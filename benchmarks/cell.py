@@ -1,6 +1,7 @@
-"""Runs one cell of a suite in a process of its own: ``python benchmarks/cell.py SPEC RESULT``.
+"""Runs one cell of a suite in a process of its own: ``python benchmarks/cell.py SPEC OUT``.
 
-SPEC is a JSON file that ``run.py`` writes; RESULT appears when the cell is finished.
+SPEC is a JSON file that ``run.py`` writes into the cell's work folder; the result appears in OUT
+when the cell is finished.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from machine import cpu_name
 from recbole.config import Config
 from recbole.data import create_dataset
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
+from suite import Cell, result_file, retriever_file, users_file
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
+
+from recbole_llamarec import __version__
 from recbole_llamarec.data.split import prepare_split
 
-PACKAGES = ("recbole", "torch", "transformers", "peft", "numpy", "pandas", "recbole-llamarec")
+PACKAGES = ("recbole", "torch", "transformers", "peft", "numpy", "pandas")
 
 
 def settings_of(cell: dict[str, Any], data: str, work: Path) -> dict[str, Any]:
@@ -40,18 +45,14 @@ def settings_of(cell: dict[str, Any], data: str, work: Path) -> dict[str, Any]:
             "retriever": cell["model"],
             "retriever_config": cell["settings"],
         }
-    retriever = json.loads((work.parent / cell["retriever"] / "cell.json").read_text())
+    retriever_work = work.parent / cell["retriever"]
+    retriever = json.loads((retriever_work / "spec.json").read_text())["cell"]
     return common | {
         "retriever": retriever["model"],
         "retriever_config": retriever["settings"],
-        "retriever_checkpoint": str(retriever_file(work.parent / cell["retriever"])),
+        "retriever_checkpoint": str(retriever_file(retriever_work)),
         **cell["settings"],
     }
-
-
-def retriever_file(work: Path) -> Path:
-    """The retriever's checkpoint that a finished cell left in its folder."""
-    return work / "retriever.pth"
 
 
 def run_cell(cell: dict[str, Any], data: str, work: Path) -> tuple[dict[str, Any], Any]:
@@ -103,8 +104,8 @@ def run_cell(cell: dict[str, Any], data: str, work: Path) -> tuple[dict[str, Any
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "threads": torch.get_num_threads(),
         "machine": cpu_name(),
-        "versions": {name: installed(name) for name in PACKAGES}
-        | {"python": sys.version.split()[0]},
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"recbole-llamarec": __version__, "python": sys.version.split()[0]},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }, report.users
 
@@ -117,33 +118,18 @@ def keep_retriever(work: Path) -> None:
         file.unlink()
 
 
-def installed(package: str) -> str:
-    """The version of an installed package, or of the checkout."""
-    if package == "recbole-llamarec":
-        from recbole_llamarec import __version__
-
-        return __version__
-    return version(package)
-
-
 def main() -> None:
-    """Run the cell of SPEC; RESULT and the per-user file beside it are renamed into place."""
-    spec_file, result_file = map(Path, sys.argv[1:3])
+    """Run the cell of SPEC in the folder of SPEC; its result appears in OUT."""
+    spec_file, out = map(Path, sys.argv[1:3])
     sys.argv = sys.argv[:1]  # RecBole reads the command line
     spec = json.loads(spec_file.read_text())
-    work = Path(spec["work"])
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "cell.json").write_text(json.dumps(spec["cell"]))
-    result, users = run_cell(spec["cell"], spec["data"], work)
-    users.to_csv(users_file(result_file), index=False)
-    unfinished = result_file.with_suffix(".part")
+    identifier = Cell(**spec["cell"]).identifier
+    result, users = run_cell(spec["cell"], spec["data"], spec_file.parent)
+    users.to_csv(users_file(out, identifier), index=False)
+    file = result_file(out, identifier)
+    unfinished = file.with_suffix(".part")
     unfinished.write_text(json.dumps(result, indent=1))
-    unfinished.replace(result_file)
-
-
-def users_file(result_file: Path) -> Path:
-    """The file of per-user metrics that belongs to a result."""
-    return result_file.with_name(result_file.name.removesuffix(".json") + ".users.csv.gz")
+    unfinished.replace(file)
 
 
 if __name__ == "__main__":

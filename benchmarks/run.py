@@ -20,8 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cell import retriever_file
-from suite import Cell, Suite, read_suite
+from suite import Cell, Suite, read_suite, result_file, retriever_file
 from tables import write_tables
 from tqdm import tqdm
 
@@ -45,29 +44,32 @@ class Runner:
         self.failed: dict[str, Path] = {}
         self.processes: set[subprocess.Popen] = set()
 
-    def result_file(self, cell: Cell) -> Path:
-        return self.out / "cells" / f"{cell.identifier}.json"
-
     def results(self) -> dict[str, dict[str, Any]]:
         """Every finished cell of the suite, by identifier."""
         found: dict[str, dict[str, Any]] = {}
         while True:  # a finished grid tells further cells
             before = len(found)
             for cell in self.suite.cells(found):
-                if cell.identifier not in found and self.result_file(cell).is_file():
-                    result = json.loads(self.result_file(cell).read_text())
+                file = result_file(self.out, cell.identifier)
+                if cell.identifier not in found and file.is_file():
+                    result = json.loads(file.read_text())
                     if Cell(**result["cell"]) == cell:
                         found[cell.identifier] = result
             if len(found) == before:
                 return found
 
-    def open_cells(self) -> list[Cell]:
-        """Cells that can be run now: not finished, and their retriever's checkpoint is there."""
+    def open_cells(self, only: str = "") -> list[Cell]:
+        """Cells that can be run now.
+
+        Args:
+            only: part of the names of the cells that are wanted. Where such a cell lacks its
+                retriever's checkpoint, the cell that trains it takes its place.
+        """
         results = self.results()
         cells = {cell.identifier: cell for cell in self.suite.cells(results)}
         ready = []
         for cell in cells.values():
-            if cell.identifier in results:
+            if cell.identifier in results or only not in cell.identifier:
                 continue
             needed = cells.get(cell.retriever) if cell.retriever else None
             if needed and not retriever_file(self.work / needed.identifier).is_file():
@@ -80,15 +82,11 @@ class Runner:
         """Run one cell in a process of its own, with its log in the work folder."""
         work = self.work / cell.identifier
         work.mkdir(parents=True, exist_ok=True)
-        result = self.result_file(cell)
-        result.parent.mkdir(parents=True, exist_ok=True)
-        spec = {"cell": asdict(cell), "data": str(self.data), "work": str(work)}
+        (self.out / "cells").mkdir(parents=True, exist_ok=True)
+        spec = {"cell": asdict(cell), "data": str(self.data)}
         (work / "spec.json").write_text(json.dumps(spec))
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        )
-        command = [sys.executable, str(HERE / "cell.py"), str(work / "spec.json"), str(result)]
+        command = [sys.executable, str(HERE / "cell.py"), str(work / "spec.json"), str(self.out)]
         with (work / "log.txt").open("w") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=work
@@ -120,9 +118,9 @@ def run_suite(runner: Runner, jobs: int, only: str, minutes: float | None) -> No
     ):
         while True:
             in_time = minutes is None or time.time() - start < 60 * minutes
-            for cell in runner.open_cells() if in_time else []:
+            for cell in runner.open_cells(only) if in_time else []:
                 is_new = cell.identifier not in {other.identifier for other in running.values()}
-                if len(running) < jobs and is_new and only in cell.identifier:
+                if len(running) < jobs and is_new:
                     running[pool.submit(runner.run, cell)] = cell
             if not running:
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class Suite:
 
     name: str
     run_settings: Mapping[str, Any]
-    plans: Mapping[str, tuple[ModelPlan, ...]] = field(default_factory=dict)
+    plans: Mapping[str, tuple[ModelPlan, ...]]
 
     @property
     def n_cells(self) -> int:
@@ -119,6 +119,14 @@ class Suite:
                 for seed in plan.seeds[1:]:
                     yield self._cell(dataset, plan, best, seed, chosen)
 
+    def cells_of(
+        self, dataset: str, plan: ModelPlan, results: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[list[Cell], list[Cell]]:
+        """One model's cells on one data set: those of its grid, and those at the other seeds."""
+        key = (dataset, plan.title)
+        own = [cell for cell in self.cells(results) if (cell.dataset, cell.title) == key]
+        return own[: len(plan.grid)], own[len(plan.grid) :]
+
     def _cell(self, dataset, plan: ModelPlan, choice, seed: int, chosen) -> Cell:
         retriever = None
         if plan.retriever is not None:
@@ -134,6 +142,21 @@ class Suite:
             retriever=retriever,
             label=plan.label,
         )
+
+
+def result_file(out: Path, identifier: str) -> Path:
+    """What a finished cell came to."""
+    return out / "cells" / f"{identifier}.json"
+
+
+def users_file(out: Path, identifier: str) -> Path:
+    """A finished cell's metrics for every user."""
+    return out / "cells" / f"{identifier}.users.csv.gz"
+
+
+def retriever_file(work: Path) -> Path:
+    """The retriever's checkpoint that a finished cell left in its folder."""
+    return work / "retriever.pth"
 
 
 def spread(choice: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,8 +188,7 @@ def read_suite(file: str | Path) -> Suite:
         if unknown := set(model) - MODEL_KEYS:
             raise ValueError(
                 f"{file}: models: {model.get('label', model.get('name'))}: unknown "
-                f"{sorted(unknown)}; "
-                f"allowed: {sorted(MODEL_KEYS)}"
+                f"{sorted(unknown)}; allowed: {sorted(MODEL_KEYS)}"
             )
         for dataset, own in content["datasets"].items():
             if dataset not in model.get("datasets", [dataset]):

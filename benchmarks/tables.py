@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from suite import Suite, best_choice
+from suite import Cell, Suite, best_choice, users_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from recbole_llamarec.evaluation import paired_test
 
@@ -56,14 +59,13 @@ class Row:
 def final_results(suite: Suite, results: Results) -> dict[tuple[str, str], Cells]:
     """What stands in tables: for each data set and model, its chosen cell at every seed."""
     chosen: dict[tuple[str, str], Cells] = {}
-    cells = list(suite.cells(results))
     for dataset, plans in suite.plans.items():
         for plan in plans:
-            own = [cell for cell in cells if (cell.dataset, cell.title) == (dataset, plan.title)]
-            best = best_choice([cell for cell in own if cell.seed == plan.seeds[0]], results)
+            grid, others = suite.cells_of(dataset, plan, results)
+            best = best_choice(grid, results)
             finished = [
                 results[cell.identifier]
-                for cell in own
+                for cell in [*grid, *others]
                 if cell.choice == best and cell.identifier in results
             ]
             if finished:
@@ -94,7 +96,7 @@ def rows_of(suite: Suite, results: Results, key: str, table: str) -> list[Row]:
     return rows
 
 
-def notes_of(cells: list[Mapping[str, Any]]) -> dict[str, str]:
+def notes_of(cells: Cells) -> dict[str, str]:
     """Seeds, chosen settings, epochs, time and memory of the cells behind a row."""
     choice = ", ".join(f"{k.split(',')[0]} {v}" for k, v in cells[0]["cell"]["choice"].items())
     minutes = [cell["seconds"]["train"] / 60 for cell in cells]
@@ -116,18 +118,18 @@ def read_published() -> dict[str, Any]:
 # --- significance -------------------------------------------------------------------------------
 
 
-def significance(cells: list[Mapping[str, Any]], folder: Path) -> dict[str, dict[str, float]]:
+def significance(cells: Cells, out: Path) -> dict[str, dict[str, float]]:
     """LlamaRec against its retriever: each user's metrics, averaged over seeds, in a paired test.
 
     Args:
         cells: LlamaRec's results on one data set.
-        folder: where the per-user files are.
+        out: folder of results.
 
     Returns:
         for each metric the mean difference and the two-sided paired t-test's p; nothing where a
         per-user file is missing.
     """
-    files = [folder / f"{identifier_of(cell['cell'])}.users.csv.gz" for cell in cells]
+    files = [users_file(out, Cell(**cell["cell"]).identifier) for cell in cells]
     if not all(file.is_file() for file in files):
         return {}
     tables = [pd.read_csv(file, dtype={"user_id": str, "item_id": str}) for file in files]
@@ -138,13 +140,6 @@ def significance(cells: list[Mapping[str, Any]], folder: Path) -> dict[str, dict
         difference, p_value = paired_test(before, after)
         result[metric] = {"difference": difference, "p": p_value, "users": len(users)}
     return result
-
-
-def identifier_of(cell: Mapping[str, Any]) -> str:
-    """The identifier of a cell as JSON holds it."""
-    from suite import Cell
-
-    return Cell(**cell).identifier
 
 
 # --- pages --------------------------------------------------------------------------------------
@@ -186,7 +181,7 @@ def markdown_significance(suite: Suite, results: Results, out: Path) -> str:
     parts = []
     for (dataset, model), cells in final_results(suite, results).items():
         is_ranker = cells[0]["cell"]["model"] == "LlamaRec"
-        tests = significance(cells, out / "cells") if is_ranker else {}
+        tests = significance(cells, out) if is_ranker else {}
         if tests:
             users = next(iter(tests.values()))["users"]
             body = [
@@ -237,16 +232,11 @@ def markdown_splits(results: Results) -> str:
 def markdown_grids(suite: Suite, results: Results) -> str:
     """Validation scores of every grid."""
     parts = []
-    cells = list(suite.cells(results))
     for dataset, plans in suite.plans.items():
         for plan in plans:
             body = []
-            for cell in cells:
-                is_grid = (cell.dataset, cell.title, cell.seed) == (
-                    *(dataset, plan.title),
-                    plan.seeds[0],
-                )
-                if len(plan.grid) > 1 and is_grid and cell.identifier in results:
+            for cell in suite.cells_of(dataset, plan, results)[0]:
+                if len(plan.grid) > 1 and cell.identifier in results:
                     result = results[cell.identifier]
                     values = [str(value) for value in cell.choice.values()]
                     score = f"{result['valid_score']:.4f}"
@@ -287,12 +277,12 @@ def markdown_page(suite: Suite, results: Results, out: Path) -> str:
         if model in ("LRURec", "LlamaRec")
     )
     machines = sorted({result["machine"] for result in results.values()})
-    versions = [json.dumps(v) for v in {json.dumps(r["versions"]): 0 for r in results.values()}]
+    versions = dict.fromkeys(json.dumps(result["versions"]) for result in results.values())
     sections = [
         f"# Suite {suite.name}",
         f"{len(results)} of {suite.n_cells} cells are finished. Made by `python benchmarks/run.py "
         f"benchmarks/suites/{suite.name}.yaml`; mean ± standard deviation over seeds. Machine: "
-        f"{', '.join(machines)}. Versions: {'; '.join(json.loads(v) for v in versions)}.",
+        f"{', '.join(machines)}. Versions: {'; '.join(versions)}.",
         "## Data (the paper's Table 2)\n\n" + markdown_splits(results),
         "## Test results (the paper's Table 1)\n\n" + markdown_comparison(table_1),
         "## Valid retrieval subset (the paper's Table 3)\n\n"
@@ -342,7 +332,7 @@ def write_tables(suite: Suite, results: Results, out: Path) -> None:
         for key, of in rows.items()
     }
     content["significance"] = [
-        {"dataset": dataset, "model": model, "tests": significance(cells, out / "cells")}
+        {"dataset": dataset, "model": model, "tests": significance(cells, out)}
         for (dataset, model), cells in final_results(suite, results).items()
         if cells[0]["cell"]["model"] == "LlamaRec"
     ]

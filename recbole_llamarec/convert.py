@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from recbole_llamarec.data import amazon, movielens
 from recbole_llamarec.data.raw_files import (
+    INTER_HEAD,
     AtomicFiles,
     ConversionError,
     Damage,
@@ -21,7 +22,6 @@ from recbole_llamarec.data.raw_files import (
     raw_lines,
 )
 
-INTER_HEAD = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
 LINKS = {
     "ml-latest": "https://grouplens.org/datasets/movielens/latest/",
     "ml-1m": "https://grouplens.org/datasets/movielens/1m/",

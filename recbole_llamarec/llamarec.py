@@ -107,9 +107,8 @@ class LlamaRec(SequentialRecommender):
     @property
     def is_ranker_attached(self) -> bool:
         """Whether scores are the ranker's, which may still have to be loaded."""
-        if self.settings.ranking_method == "none":
-            return False
-        return self._ranker is not None or self._saved_adapter is not None
+        is_known = self._ranker is not None or self._saved_adapter is not None
+        return self.settings.has_ranker and is_known
 
     @property
     def ranker(self) -> Ranker | GeneratingRanker:

@@ -103,6 +103,11 @@ class LlamaRecSettings:
     train_eval_steps: int | None
     train_eval_rows: int | None
 
+    @property
+    def has_ranker(self) -> bool:
+        """Whether there is a second stage at all."""
+        return self.ranking_method != "none"
+
     @classmethod
     def from_config(cls, config) -> LlamaRecSettings:
         """Read and check every key; all errors are reported together.

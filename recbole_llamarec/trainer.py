@@ -76,8 +76,7 @@ class LlamaRecTrainer(Trainer):
         adapter is reported before the retriever is trained.
         """
         self.eval_collector.data_collect(train_data)
-        ranks = self.settings.ranking_method != "none"
-        if ranks:
+        if self.settings.has_ranker:
             self.model.ranker  # noqa: B018  loads the language model
         if self.settings.retriever_checkpoint:
             load_retriever(
@@ -94,9 +93,9 @@ class LlamaRecTrainer(Trainer):
                 keep_file=saved,
                 show_progress=show_progress,
                 seen=self.model.seen if self.settings.rerank_mask_seen else None,
-                callback_fn=None if ranks else callback_fn,
+                callback_fn=None if self.settings.has_ranker else callback_fn,
             )
-        if ranks:
+        if self.settings.has_ranker:
             self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
         elif valid_data:
             self.best_valid_result = super().evaluate(valid_data, load_best_model=False)
@@ -236,7 +235,7 @@ class LlamaRecTrainer(Trainer):
     def _save_both(self, verbose: bool) -> None:
         """RecBole's one file, and the adapter beside it as a PEFT directory."""
         self._save_checkpoint(self.epochs - 1, verbose=verbose)
-        if self.config["local_rank"] == 0 and self.settings.ranking_method != "none":
+        if self.config["local_rank"] == 0 and self.settings.has_ranker:
             directory = Path(self.saved_model_file).with_suffix(".adapter")
             save_adapter(self.model.ranker.model, directory)
             if verbose:
@@ -261,7 +260,7 @@ class LlamaRecTrainer(Trainer):
         retrieved = torch.from_numpy(ranks["retriever"] <= self.settings.rerank_candidates)
         on_retrieved = self._over_rows(retrieved)
         llamarec, llamarec_on_retrieved = None, None
-        if self.settings.ranking_method != "none":
+        if self.settings.has_ranker:
             with self.model.evaluating(rerank=True, **options) as second:
                 llamarec = super().evaluate(eval_data, False, None, show_progress)
             ranks["llamarec"] = torch.cat(second.ranks).numpy()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from recbole_llamarec.ranking.generation import GENERATE_INSTRUCTION
 from recbole_llamarec.registry import properties_file
 from recbole_llamarec.settings import LlamaRecSettings, llamarec_keys, report_unknown_keys
 
@@ -40,6 +41,7 @@ def test_defaults_are_the_papers():
     assert settings.lora.target_modules == ("q_proj", "v_proj")
     assert (settings.prompt_max_history, settings.prompt_max_title_tokens) == (20, 32)
     assert settings.retriever == "LRURec"
+    assert settings.generate_instruction == GENERATE_INSTRUCTION
     assert defaults()["learning_rate"] in (1e-4, "1e-4")
 
 

@@ -15,8 +15,8 @@ from recbole_llamarec.data.raw_files import (
     clean,
     csv_fields,
     identifier,
+    interaction,
     json_object,
-    number,
 )
 
 ITEM_HEAD = ("item_id:token", "title:token_seq", "brand:token", "categories:token_seq")
@@ -50,16 +50,6 @@ def review_2023(line: str) -> Row:
     keys = ("user_id", "parent_asin", "rating", "timestamp")
     user, item, rating, timestamp = (review.get(key, "") for key in keys)
     return interaction(user, item, rating, timestamp, divisor=1000)
-
-
-def interaction(user: Any, item: Any, rating: Any, timestamp: Any, divisor: int = 1) -> Row:
-    """A row of the ``.inter`` file; ``timestamp`` divided by ``divisor`` is in seconds."""
-    return (
-        identifier(user, "user"),
-        identifier(item, "item"),
-        number(rating, "rating"),
-        number(timestamp, "timestamp", divisor),
-    )
 
 
 def python_literal(line: str) -> dict:

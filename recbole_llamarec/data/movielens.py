@@ -11,7 +11,7 @@ from recbole_llamarec.data.raw_files import (
     clean,
     csv_fields,
     identifier,
-    number,
+    interaction,
 )
 
 ITEM_HEAD = ("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq")
@@ -60,16 +60,6 @@ def header_check(columns: tuple[str, ...]) -> Callable[[str], None]:
             raise Damage(f"the first line must name the columns {', '.join(columns)}")
 
     return check
-
-
-def interaction(user: str, item: str, rating: str, timestamp: str) -> Row:
-    """A row of the ``.inter`` file."""
-    return (
-        identifier(user, "user"),
-        identifier(item, "item"),
-        number(rating, "rating"),
-        number(timestamp, "timestamp"),
-    )
 
 
 def film(item: str, text: str, genres: str) -> Row:

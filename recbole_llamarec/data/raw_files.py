@@ -29,6 +29,7 @@ MAX_TEXT = 10_000  # characters of a field; RecBole's reader refuses fields abov
 PLAIN_NUMBER = re.compile(r"[+-]?(\d{1,20}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,2})?")
 EXCERPT = 60
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and half characters
+INTER_HEAD = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
 Row = tuple[str, ...]
 
 
@@ -188,6 +189,18 @@ def number(value: object, name: str, divisor: int = 1) -> str:
         raise Damage(f"the {name} is not a number")
     text = format(Decimal(str(value).strip()) / divisor, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def interaction(
+    user: object, item: object, rating: object, timestamp: object, *, divisor: int = 1
+) -> Row:
+    """A row of the ``.inter`` file; ``timestamp`` divided by ``divisor`` is in seconds."""
+    return (
+        identifier(user, "user"),
+        identifier(item, "item"),
+        number(rating, "rating"),
+        number(timestamp, "timestamp", divisor),
+    )
 
 
 def csv_fields(line: str, count: int) -> list[str]:

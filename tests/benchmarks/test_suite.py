@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,8 @@ from helpers import ROOT, environment, write_dataset
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from suite import best_choice, read_suite
+from run import Runner
+from suite import best_choice, read_suite, result_file, retriever_file
 from tables import Row, latex, markdown_comparison, rows_of, significance
 
 
@@ -83,6 +85,23 @@ def test_a_grid_decides_what_runs_at_the_other_seeds(tmp_path):
     assert later[3].retriever == first[1].identifier
 
 
+def test_a_wanted_cell_gets_its_retriever_trained_again(tmp_path):
+    """Its checkpoint is gone, and --only names the ranker alone."""
+    suite = read_suite(suite_file(tmp_path))
+    runner = Runner(suite, tmp_path, tmp_path / "out", tmp_path / "work", threads=1)
+    (tmp_path / "out" / "cells").mkdir(parents=True)
+    for _ in range(2):  # the second time, the grid's choice is known
+        for cell in runner.open_cells("LRURec"):
+            content = {"cell": asdict(cell), "valid_score": cell.settings["dropout_prob"]}
+            result_file(runner.out, cell.identifier).write_text(json.dumps(content))
+    assert runner.open_cells("LRURec") == []
+    (retriever,) = runner.open_cells("LlamaRec")
+    assert retriever.identifier == "tiny.LRURec.dropout_prob=0.5.seed=1"
+    (runner.work / retriever.identifier).mkdir(parents=True)
+    retriever_file(runner.work / retriever.identifier).touch()
+    assert [cell.identifier for cell in runner.open_cells("LlamaRec")] == ["tiny.LlamaRec.seed=1"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -102,8 +121,9 @@ def start(folder: Path, suite: Path, out: str) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), str(suite)]
     command += ["--data", str(folder / "data"), "--out", str(folder / out), "--threads", "1"]
     command += ["--work", str(folder / "work" / out)]
+    bare = {key: value for key, value in environment().items() if key != "PYTHONPATH"}
     return subprocess.Popen(
-        command, env=environment(), cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        command, env=bare, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
 
 
@@ -184,8 +204,6 @@ def test_significance_averages_each_user_over_seeds(tmp_path):
     llamarec = [c for c in suite.cells(results) if c.model == "LlamaRec"]
     cells = []
     for cell, shift in zip(llamarec * 2, (0.0, 0.2), strict=True):
-        from dataclasses import asdict
-
         cells.append({"cell": {**asdict(cell), "seed": int(10 * shift)}, "test": {"ndcg@10": 0}})
         users = pd.DataFrame(
             {
@@ -196,7 +214,8 @@ def test_significance_averages_each_user_over_seeds(tmp_path):
             }
         )
         name = f"tiny.LlamaRec.seed={int(10 * shift)}.users.csv.gz"
-        users.to_csv(tmp_path / name, index=False)
+        (tmp_path / "cells").mkdir(exist_ok=True)
+        users.to_csv(tmp_path / "cells" / name, index=False)
     (test,) = significance(cells, tmp_path).values()
     assert test["users"] == 3
     assert test["difference"] == pytest.approx(0.1 + 0.01 / 3)
