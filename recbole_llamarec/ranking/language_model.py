@@ -1,12 +1,15 @@
 """Loading any causal language model, and reading its last hidden state without its logits.
 
-Shapes: B prompts, T tokens, H hidden size, V vocabulary.
+Shapes: B prompts, T tokens, N tokens of a packed row, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from recbole_llamarec.ranking.batching import pad_right
 from recbole_llamarec.ranking.embedded import (
     EMBEDDED_MODEL_NAME,
     embedded_model_directory,
     embedded_model_is_at_hand,
     load_gguf,
 )
+from recbole_llamarec.ranking.packing import PACKED, pack, packed_states, use_packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,9 @@ class LanguageModelSettings:
         revision: branch, tag or commit of the hub repository.
         dtype: ``"auto"`` (float32 on CPU, bfloat16 elsewhere) or a dtype of that name.
         load_in_4bit: NF4 with double quantisation and bfloat16 compute; needs bitsandbytes.
-        attention: attention implementation of transformers.
+        attention: attention implementation of transformers, or ``"packed"``: prompts end to end
+            without padding; ``"auto"`` is that on a CPU where the model allows it, else ``"sdpa"``,
+            else ``"eager"``.
         cache_dir: where models are cached, both downloads and the converted embedded one.
 
     Raises:
@@ -52,7 +61,7 @@ class LanguageModelSettings:
     revision: str | None = None
     dtype: str = "auto"
     load_in_4bit: bool = False
-    attention: str = "sdpa"
+    attention: str = "auto"
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -66,7 +75,10 @@ class LanguageModelSettings:
             value = getattr(self, key)
             if value is not None and (not isinstance(value, str) or not value):
                 errors.append(f"llm_{key}: {value!r} must be a text, or left out.")
-        for key, allowed in (("dtype", ("auto", *_DTYPES)), ("attention", _ATTENTIONS)):
+        for key, allowed in (
+            ("dtype", ("auto", *_DTYPES)),
+            ("attention", ("auto", PACKED, *_ATTENTIONS)),
+        ):
             value = getattr(self, key)
             if value not in allowed:
                 errors.append(f"llm_{key}: {value!r} must be one of {', '.join(allowed)}.")
@@ -154,17 +166,12 @@ def load_language_model(
         ValueError: transformers cannot load this model in this way.
     """
     check_language_model(settings)
-    source, gguf_file = _source(settings)
-    where = {"revision": settings.revision, "cache_dir": settings.cache_dir}
-    where = {key: value for key, value in where.items() if value is not None}
-    options = {"dtype": _dtype(settings, device), "attn_implementation": settings.attention}
+    attentions = {"auto": ("sdpa", "eager"), PACKED: ("sdpa", "eager")}
     model: Any
     try:
-        if gguf_file is not None:
-            model, tokenizer = load_gguf(source, gguf_file, **where, **options)
-            model.to(device)
-        else:
-            model, tokenizer = _load(source, settings.load_in_4bit, device, where, options)
+        model, tokenizer, attention = _load_first(
+            attentions.get(settings.attention, (settings.attention,)), settings, device
+        )
     except OSError as error:
         raise FileNotFoundError(
             f"llm_name_or_path: {settings.name_or_path!r} could not be loaded: {error} Check the "
@@ -180,11 +187,32 @@ def load_language_model(
     embedded = settings.name_or_path == EMBEDDED
     model.name_or_path = EMBEDDED_MODEL_NAME if embedded else settings.name_or_path
     model.config.name_or_path = model.name_or_path
-    return model.eval().requires_grad_(False), tokenizer
+    model.eval().requires_grad_(False)
+    model.packs_prompts = _pack_if_asked(model, settings, attention)
+    return model, tokenizer
+
+
+def last_hidden_of(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Return each prompt's final hidden state at its last token, without computing any logits.
+
+    Args:
+        model: causal language model from :func:`load_language_model`, plain or wrapped by PEFT.
+        prompts: token ids of each prompt, at least one token each.
+
+    Returns:
+        `[B, H]`, as :func:`last_hidden` does, which is used where the model cannot be packed.
+    """
+    base: Any = _base_model(model)
+    device = next(base.parameters()).device
+    if not getattr(base, "packs_prompts", False):
+        return last_hidden(model, *pad_right(prompts, device))
+    packing = pack(prompts, device)
+    with _only_rows(_last_feed_forward(base), packing.ends):
+        return packed_states(base.get_decoder(), packing)[packing.ends]  # [B, H]
 
 
 def last_hidden(model: nn.Module, input_ids: Tensor, lengths: Tensor) -> Tensor:
-    """Return each prompt's final hidden state at its last token, without computing any logits.
+    """Return the final hidden state of padded prompts at their last token, without any logits.
 
     No attention mask is passed: in a causal model the padding on the right comes after every real
     token, so it cannot influence the state that is read, and attention without a mask takes the
@@ -201,9 +229,12 @@ def last_hidden(model: nn.Module, input_ids: Tensor, lengths: Tensor) -> Tensor:
     """
     # PEFT puts its layers inside the base model, so the base model's own forward has the adapter.
     base: Any = _base_model(model)
-    hidden = base.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state  # [B, T, H]
-    rows = torch.arange(len(lengths), device=hidden.device)  # [B]
-    return hidden[rows, lengths.to(hidden.device) - 1]  # [B, H]
+    n_prompts, longest = input_ids.shape
+    starts = longest * torch.arange(n_prompts, device=input_ids.device)  # [B]
+    ends = starts + lengths.to(input_ids.device) - 1  # [B], in [B * T]
+    with _only_rows(_last_feed_forward(base), ends):
+        hidden = base.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)[ends]  # [B, T, H] -> [B, H]
 
 
 def output_head(model: nn.Module) -> nn.Module:
@@ -254,6 +285,45 @@ def max_positions(model: nn.Module) -> int | None:
     return getattr(base.config.get_text_config(), "max_position_embeddings", None)
 
 
+def _last_feed_forward(base: Any) -> nn.Module | None:
+    """Return the last layer's feed-forward network, where it has its usual name."""
+    layers = getattr(base.get_decoder(), "layers", None)
+    return getattr(layers[-1], "mlp", None) if layers else None
+
+
+@contextmanager
+def _only_rows(module: nn.Module | None, rows: Tensor) -> Iterator[None]:
+    """Within, a module that works on each position alone computes these and returns 0 elsewhere.
+
+    Nothing behind the last layer's feed-forward network mixes positions, so that only those that
+    are read need it.
+
+    Args:
+        module: its input and output are ``[..., H]``; None changes nothing.
+        rows: positions, counted over all dimensions but the last.
+    """
+    if module is None:
+        yield
+        return
+    shape = torch.Size()
+
+    def select(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal shape
+        shape = inputs[0].shape
+        return (inputs[0].flatten(0, -2)[rows][None], *inputs[1:])  # [1, rows, H]
+
+    def put_back(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        whole = output.new_zeros(shape).flatten(0, -2)  # [B * T, H]
+        return whole.index_copy(0, rows, output[0]).view(shape)
+
+    hooks = [module.register_forward_pre_hook(select), module.register_forward_hook(put_back)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _base_model(model: nn.Module) -> nn.Module:
     unwrap = getattr(model, "get_base_model", None)  # only a PeftModel has it
     return model if unwrap is None else unwrap()
@@ -283,6 +353,45 @@ def _dtype(settings: LanguageModelSettings, device: torch.device) -> torch.dtype
     if settings.dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return _DTYPES[settings.dtype]
+
+
+def _pack_if_asked(model: Any, settings: LanguageModelSettings, attention: str) -> bool:
+    """Switch the model to packed attention where that is asked for and possible."""
+    on_cpu = model.device.type == "cpu"
+    if settings.attention != PACKED and not (settings.attention == "auto" and on_cpu):
+        return False
+    if use_packing(model, attention):
+        return True
+    if settings.attention == PACKED:
+        raise ValueError(
+            f"llm_attention: packed: {settings.name_or_path!r} does not keep packed prompts apart; "
+            "set llm_attention to auto, sdpa or eager."
+        )
+    _logger.info("%s cannot be packed; its prompts are padded.", settings.name_or_path)
+    return False
+
+
+def _load_first(
+    attentions: Sequence[str], settings: LanguageModelSettings, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Load with the first of some attention implementations that the model has; return it, too."""
+    source, gguf_file = _source(settings)
+    where = {"revision": settings.revision, "cache_dir": settings.cache_dir}
+    where = {key: value for key, value in where.items() if value is not None}
+    for attention in attentions:
+        options = {"dtype": _dtype(settings, device), "attn_implementation": attention}
+        model: Any
+        try:
+            if gguf_file is None:
+                model, tokenizer = _load(source, settings.load_in_4bit, device, where, options)
+            else:
+                model, tokenizer = load_gguf(source, gguf_file, **where, **options)
+                model.to(device)
+            return model, tokenizer, attention
+        except ValueError:
+            if attention == attentions[-1]:
+                raise
+    raise AssertionError("no attention implementation was given")
 
 
 def _load(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
-from recbole_llamarec.ranking.batching import length_batches, pad_right
-from recbole_llamarec.ranking.language_model import final_softcap, last_hidden, output_head
+from recbole_llamarec.ranking.batching import length_batches
+from recbole_llamarec.ranking.language_model import final_softcap, last_hidden_of, output_head
 from recbole_llamarec.ranking.prompt import PromptBuilder
 from recbole_llamarec.ranking.verbalizer import Verbalizer
 
@@ -50,8 +50,7 @@ class Ranker:
         Returns:
             float32 ``[batch, K]``.
         """
-        input_ids, lengths = pad_right(prompts, self.device)
-        hidden = last_hidden(self.model, input_ids, lengths)  # [B, H]
+        hidden = last_hidden_of(self.model, prompts)  # [B, H]
         return self.verbalizer.scores(
             hidden, output_head(self.model), n_candidates, final_softcap(self.model)
         )  # [B, K]

@@ -162,7 +162,9 @@ def test_an_attention_that_the_model_lacks_is_reported(tmp_path, model_directory
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((model_directory / name).read_bytes())
     with pytest.raises(ValueError, match="llm_attention: sdpa.*Try llm_attention: eager"):
-        load_language_model(LanguageModelSettings(str(tmp_path)), CPU)
+        load_language_model(LanguageModelSettings(str(tmp_path), attention="sdpa"), CPU)
+    model, _ = load_language_model(LanguageModelSettings(str(tmp_path)), CPU)  # auto finds one
+    assert model.packs_prompts
 
 
 def test_auto_dtype_is_bfloat16_on_a_gpu():

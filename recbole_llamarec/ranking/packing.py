@@ -1,0 +1,265 @@
+"""Prompts end to end in one row, without padding, and what several have in common only once.
+
+A batch of prompts is a tree: the instruction that all begin with, a history that several orders of
+candidates share, then what is each one's own. Laid out in one row of N tokens, everything but
+attention works on N rows as it is; attention lets each segment see the segments that lead to it
+(as RadixAttention does with its cache: Zheng et al. 2024, arXiv 2312.07104).
+
+Shapes: N tokens of the row, B prompts, H hidden size, Q query heads, K key heads, D head size, L
+tokens of a segment, C tokens before it in its prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+PACKED = "packed"  # the name of the attention function in transformers
+MIN_SHARED = 16  # tokens; what is shorter is not worth a segment of its own
+_logger = logging.getLogger(__name__)
+QUERY_BLOCK = 128  # queries that meet their keys at once: what lies above the diagonal is skipped
+_SPECIAL = ("s_aux", "position_bias", "cache")  # of transformers' models, and not computed here
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive tokens of the row, and what comes before them in their prompts.
+
+    Attributes:
+        start, stop: place in the row.
+        context: places in the row of the prompts' beginning, from first to last.
+    """
+
+    start: int
+    stop: int
+    context: tuple[slice, ...]
+
+    @property
+    def n_before(self) -> int:
+        """C, the number of tokens before the segment in its prompts."""
+        return sum(part.stop - part.start for part in self.context)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A batch of prompts as one row.
+
+    Attributes:
+        input_ids: token ids, ``[N]`` int64.
+        position_ids: place of each token in its prompt, ``[N]`` int64.
+        ends: place in the row of each prompt's last token, ``[B]`` int64.
+        segments: in the order of the row, which they cover.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    ends: Tensor
+    segments: tuple[Segment, ...]
+
+
+def pack(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -> Packing:
+    """Lay prompts out in one row.
+
+    Args:
+        prompts: token ids of each prompt, at least one token each; equal prompts are allowed.
+        device: where the tensors go.
+
+    Raises:
+        ValueError: there is no prompt, or an empty one.
+    """
+    if not prompts or not all(map(len, prompts)):
+        raise ValueError("Only prompts of at least one token can be packed, and at least one.")
+    rows = [list(prompt) for prompt in prompts]
+    input_ids: list[int] = []
+    position_ids: list[int] = []
+    segments: list[Segment] = []
+    ends = [0] * len(rows)
+
+    def lay(group: list[int], begin: int, context: tuple[slice, ...]) -> None:
+        """Lay out the prompts of a group, which are equal up to ``begin``."""
+        first, last = rows[group[0]], rows[group[-1]]  # in order, so all others lie between
+        stop = begin + _common(first[begin:], last[begin:])
+        start = len(input_ids)
+        if stop > begin:
+            input_ids.extend(first[begin:stop])
+            position_ids.extend(range(begin, stop))
+            segments.append(Segment(start, len(input_ids), context))
+            context = (*context, slice(start, len(input_ids)))
+        rest = [row for row in group if len(rows[row]) > stop]
+        for row in group:
+            if len(rows[row]) == stop:
+                ends[row] = len(input_ids) - 1
+        for part in _split(rows, rest, stop):
+            lay(part, stop, context)
+
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    for part in _split(rows, order, 0):
+        lay(part, 0, ())
+    as_tensor = lambda values: torch.tensor(values, device=device)  # noqa: E731
+    return Packing(as_tensor(input_ids), as_tensor(position_ids), as_tensor(ends), tuple(segments))
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two prompts have in common at their beginning."""
+    pairs = zip(first, second, strict=False)
+    shorter = min(len(first), len(second))
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
+
+
+def _split(rows: list[list[int]], order: list[int], begin: int) -> Iterator[list[int]]:
+    """Part sorted prompts where neighbours share less than ``MIN_SHARED`` tokens behind begin."""
+    group: list[int] = []
+    for row in order:
+        if group and _common(rows[group[-1]][begin:], rows[row][begin:]) < MIN_SHARED:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def packed_states(decoder: nn.Module, packing: Packing) -> Tensor:
+    """Return the final hidden states of a packed row, ``[N, H]``.
+
+    Args:
+        decoder: a causal language model's, whose attention is :data:`PACKED`.
+        packing: the prompts.
+    """
+    # transformers hands a mask of four dimensions on as it is; packed attention does not read it.
+    unused = torch.empty(1, 1, 1, 1, device=packing.input_ids.device)
+    return decoder(
+        input_ids=packing.input_ids[None],
+        position_ids=packing.position_ids[None],
+        attention_mask=unused,
+        use_cache=False,
+        packing=packing,
+    ).last_hidden_state[0]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    packing: Packing | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each prompt of a packed row, in the form that transformers asks for.
+
+    Args:
+        query: ``[1, Q, N, D]``.
+        key, value: ``[1, K, N, D]``; Q is a multiple of K.
+        attention_mask: read only without ``packing``.
+        packing: the row's prompts; without it this is transformers' ``sdpa``.
+
+    Returns:
+        ``[1, N, Q, D]``, and no attention weights.
+
+    Raises:
+        ValueError: the model's attention has something that is not computed here.
+    """
+    if packing is None:
+        sdpa = AttentionInterface()["sdpa"]
+        others |= {"dropout": dropout, "scaling": scaling, "softcap": softcap}
+        others |= {"sliding_window": sliding_window}
+        return sdpa(module, query, key, value, attention_mask, **others)
+    if unknown := [name for name in _SPECIAL if others.get(name) is not None]:
+        raise ValueError(f"llm_attention: packed does not compute {unknown}; set sdpa or eager.")
+    query = query * (query.size(-1) ** -0.5 if scaling is None else scaling)
+    pieces = []
+    for segment in packing.segments:
+        own = slice(segment.start, segment.stop)
+        seen = (*segment.context, own)
+        keys = torch.cat([key[0, :, part] for part in seen], dim=1)  # [K, C + L, D]
+        values = torch.cat([value[0, :, part] for part in seen], dim=1)  # [K, C + L, D]
+        for start in range(segment.start, segment.stop, QUERY_BLOCK):
+            queries = query[0, :, start : min(start + QUERY_BLOCK, segment.stop)]  # [Q, l, D]
+            first = segment.n_before + start - segment.start  # the first query's place
+            pieces.append(
+                _attend(queries, keys, values, first, sliding_window, softcap, dropout)
+            )  # [Q, l, D]
+    return torch.cat(pieces, dim=1).transpose(0, 1)[None].contiguous(), None
+
+
+def _attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    first: int,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    """Causal attention of queries at the places ``first``, ``first + 1`` ..; ``[Q, l, D]``."""
+    n_heads, n_queries, _ = queries.shape
+    n_keys = first + n_queries
+    begin = max(0, first - window + 1) if window else 0  # what no query sees
+    keys, values = keys[:, begin:n_keys], values[:, begin:n_keys]  # [K, k, D]
+    grouped = queries.reshape(len(keys), -1, queries.size(-1))  # [K, Q / K * l, D]
+    scores = torch.bmm(grouped, keys.transpose(1, 2))  # [K, Q / K * l, k]
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    places = torch.arange(first, n_keys, device=scores.device)[:, None]  # [l, 1]
+    # Only the last l keys can lie behind a query; only a window hides keys before them.
+    begin_masked = begin if window else first
+    seen = torch.arange(begin_masked, n_keys, device=scores.device)  # [k or l]
+    hidden = seen > places  # [l, k or l]
+    if window:
+        hidden |= seen <= places - window
+    by_head = scores.view(n_heads, n_queries, -1)  # [Q, l, k]
+    by_head[:, :, begin_masked - begin :].masked_fill_(hidden, -torch.inf)
+    weights = scores.softmax(dim=-1)  # [K, Q / K * l, k]
+    if dropout:
+        weights = nn.functional.dropout(weights, dropout)
+    return torch.bmm(weights, values).view(n_heads, n_queries, -1)  # [Q, l, D]
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, AttentionMaskInterface()["sdpa"])
+
+
+@torch.no_grad()
+def use_packing(model: Any, attention: str) -> bool:
+    """Switch a model to packed attention if, by trial, it then keeps the prompts of a row apart.
+
+    Models with a recurrent state, or with attention of their own, do not.
+
+    Args:
+        model: a causal language model of transformers.
+        attention: the attention implementation that it has, to which it returns otherwise.
+
+    Returns:
+        whether it has been switched.
+    """
+    decoder = model.get_decoder()
+    shared = [5 + i % 7 for i in range(2 * MIN_SHARED)]
+    prompts = [[*shared, 3, 4, 6], [*shared, 9, 3], [8, 3, 2]]
+    packing = pack(prompts, next(model.parameters()).device)
+
+    def states(input_ids: Tensor) -> Tensor:
+        return decoder(input_ids=input_ids[None], use_cache=False).last_hidden_state[0].float()
+
+    as_one = states(packing.input_ids)[packing.ends]  # [3, H]: each sees what stands before it
+    alone = torch.stack([states(packing.input_ids.new_tensor(prompt))[-1] for prompt in prompts])
+    try:
+        model.set_attn_implementation(PACKED)
+        packed = packed_states(decoder, packing)[packing.ends].float()  # [3, H]
+        error, leak = (packed - alone).norm(dim=1), (as_one - alone).norm(dim=1)
+        if (error[1:] < leak[1:] / 2).all():  # the first has nothing before it
+            return True
+    except (TypeError, ValueError, RuntimeError) as reason:
+        _logger.debug("Packing failed: %s", reason)
+    model.set_attn_implementation(attention)
+    return False

@@ -1,0 +1,135 @@
+import random
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from recbole_llamarec.ranking.batching import pad_right
+from recbole_llamarec.ranking.language_model import last_hidden, last_hidden_of
+from recbole_llamarec.ranking.packing import MIN_SHARED, pack, use_packing
+
+VOCABULARY = 50
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+GEMMA = {**SIZES, "head_dim": 16, "sliding_window": 7}
+CONFIGS = {
+    "llama": transformers.LlamaConfig(**SIZES),
+    "qwen2": transformers.Qwen2Config(**SIZES),
+    "gpt2": transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4),
+    "gemma2": transformers.Gemma2Config(**GEMMA, attn_logit_softcapping=0.5),
+    "gemma3": transformers.Gemma3TextConfig(
+        **GEMMA, layer_types=["sliding_attention", "full_attention"]
+    ),
+}
+
+
+def tiny_model(kind: str, **config):
+    torch.manual_seed(0)
+    attention = "eager" if kind == "gemma2" else "sdpa"  # transformers has no other for Gemma 2
+    model = AutoModelForCausalLM.from_config(CONFIGS[kind], attn_implementation=attention, **config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.5)  # as far from a linear model as a trained one
+    return model.eval()
+
+
+def tokens(n: int, seed: int) -> list[int]:
+    return random.Random(seed).choices(range(VOCABULARY), k=n)
+
+
+def many_prompts() -> list[list[int]]:
+    """Of very different lengths, with beginnings in common on two levels, some twice."""
+    instruction = tokens(MIN_SHARED + 3, seed=1)
+    users = [instruction + tokens(length, seed=length) for length in (1, 40, 200)]
+    orders = [user + tokens(length, 7 * length) for user in users for length in (1, 25, 90)]
+    others = [tokens(1, seed=2), tokens(170, seed=3), instruction[:-2], instruction]
+    prompts = [*users, *orders, *others, users[1], orders[4]]
+    random.Random(0).shuffle(prompts)
+    return prompts
+
+
+def test_each_token_of_a_row_stands_behind_the_tokens_of_its_own_prompts():
+    prompts = many_prompts()
+    packing = pack(prompts)
+    assert len(packing.input_ids) < 0.6 * sum(map(len, prompts))
+    assert [s.start for s in packing.segments[1:]] == [s.stop for s in packing.segments[:-1]]
+    assert packing.segments[-1].stop == len(packing.input_ids)
+    for prompt, end in zip(prompts, packing.ends.tolist(), strict=True):
+        segment = next(s for s in packing.segments if s.start <= end < s.stop)
+        seen = [*segment.context, slice(segment.start, end + 1)]
+        assert torch.cat([packing.input_ids[part] for part in seen]).tolist() == prompt
+        places = torch.cat([packing.position_ids[part] for part in seen])
+        assert places.tolist() == list(range(len(prompt)))
+
+
+def test_a_shared_beginning_is_laid_out_once_and_a_short_one_is_not():
+    long, short = tokens(MIN_SHARED, seed=1), tokens(MIN_SHARED - 1, seed=1)
+    assert len(pack([[*long, 1, 2], [*long, 3]]).input_ids) == MIN_SHARED + 3
+    assert len(pack([[*short, 1, 2], [*short, 3]]).input_ids) == 2 * (MIN_SHARED - 1) + 3
+
+
+@pytest.mark.parametrize("prompts", [[], [[1, 2], []]])
+def test_an_empty_prompt_is_refused(prompts):
+    with pytest.raises(ValueError, match="at least one"):
+        pack(prompts)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_packed_states_are_those_of_each_prompt_alone(kind):
+    model, prompts = tiny_model(kind), many_prompts()
+    with torch.no_grad():
+        alone = torch.cat([last_hidden(model, *pad_right([p], model.device)) for p in prompts])
+        model.packs_prompts = use_packing(model, "eager" if kind == "gemma2" else "sdpa")
+        assert model.packs_prompts
+        packed = last_hidden_of(model, prompts)
+    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_packed_gradients_are_those_of_the_padded_prompts():
+    model, prompts = tiny_model("llama"), many_prompts()
+    gradients = []
+    for packs in (False, True):
+        model.packs_prompts = packs and use_packing(model, "sdpa")
+        model.zero_grad()
+        last_hidden_of(model, prompts).square().mean().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert model.packs_prompts and len(gradients[0]) > 15
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+
+
+def test_packing_is_recognised_in_half_precision():
+    assert use_packing(tiny_model("llama", dtype=torch.bfloat16), "sdpa")
+
+
+@pytest.mark.parametrize("config", ["mamba", "own attention"])
+def test_a_model_that_mixes_the_prompts_is_left_as_it_was(config):
+    if config == "mamba":
+        sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
+        model = AutoModelForCausalLM.from_config(transformers.MambaConfig(**sizes)).eval()
+        attention = "eager"
+    else:
+        model, attention = tiny_model("llama"), "sdpa"
+        layer = model.model.layers[1]
+        plain = layer.self_attn.forward
+        layer.self_attn.forward = lambda **kwargs: plain(**{**kwargs, "packing": None})
+    prompts = [tokens(9, seed=4), tokens(30, seed=5)]
+    with torch.no_grad():
+        before = last_hidden(model, *pad_right(prompts, model.device))
+        assert not use_packing(model, attention)
+        torch.testing.assert_close(last_hidden_of(model, prompts), before)
+
+
+def test_without_a_packing_the_attention_is_the_ordinary_one():
+    model, prompts = tiny_model("llama"), [tokens(9, seed=4), tokens(30, seed=5)]
+    padded = pad_right(prompts, model.device)
+    with torch.no_grad():
+        before = last_hidden(model, *padded)
+        assert use_packing(model, "sdpa")
+        torch.testing.assert_close(last_hidden(model, *padded), before)
