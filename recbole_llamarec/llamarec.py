@@ -143,7 +143,13 @@ class LlamaRec(SequentialRecommender):
             prompts.text(some_items, some_items),
             settings.prompt.response,
         )
-        return Ranker(self._adapted(base), prompts, verbalizer, settings.llm_batch_tokens)
+        return Ranker(
+            self._adapted(base),
+            prompts,
+            verbalizer,
+            settings.llm_batch_tokens,
+            settings.rerank_permutations,
+        )
 
     def _adapted(self, base):
         """The language model with its adapter: a checkpoint's, a directory's, or a fresh one."""

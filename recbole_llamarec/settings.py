@@ -53,6 +53,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "generate_instruction": _TEXT,
     "rerank_candidates": _whole(2),
+    "rerank_permutations": _whole(1),
     "rerank_mask_seen": _SWITCH,
     "rerank_skip_misses": _SWITCH,
     "verbalizer_labels": _optional(_LABELS),
@@ -87,6 +88,7 @@ class LlamaRecSettings:
     ranking_method: str
     generate_instruction: str
     rerank_candidates: int
+    rerank_permutations: int
     rerank_mask_seen: bool
     rerank_skip_misses: bool
     verbalizer_labels: tuple[str, ...]
@@ -130,6 +132,7 @@ class LlamaRecSettings:
                 "LlamaRec ranks the whole catalogue. Set mode: full."
             )
         errors += _valid_metric_errors(config)
+        errors += _permutation_errors(config)
         groups: dict[str, Any] = {}
         for prefix, kind in GROUPS.items():
             try:
@@ -179,6 +182,17 @@ def _valid_metric_errors(config) -> list[str]:
     return [
         f"valid_metric: {config['valid_metric']!r} is not computed; it must be one of metrics at "
         f"one of topk: {', '.join(known)}."
+    ]
+
+
+def _permutation_errors(config) -> list[str]:
+    """More rotations than candidates would repeat orders."""
+    n_orders, n_candidates = config["rerank_permutations"], config["rerank_candidates"]
+    if type(n_orders) is not int or type(n_candidates) is not int or n_orders <= n_candidates:
+        return []
+    return [
+        f"rerank_permutations: {n_orders} must be at most rerank_candidates, {n_candidates}, which "
+        "can be rotated so many times."
     ]
 
 

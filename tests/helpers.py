@@ -90,6 +90,7 @@ def tiny_settings(root: Path, llama: Path) -> dict:
         "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title"]},
         "MAX_ITEM_LIST_LENGTH": 20,
         "llm_name_or_path": str(llama),
+        "llm_dtype": "float32",  # whatever the processor
         "prompt_max_history": 5,
         "rerank_candidates": 8,
         "train_max_samples": 16,

@@ -45,8 +45,10 @@ class LanguageModelSettings:
             ``.gguf`` file, or a hub name such as ``org/name``.
         gguf_file: a GGUF file inside the hub repository or directory.
         revision: branch, tag or commit of the hub repository.
-        dtype: ``"auto"`` (float32 on CPU, bfloat16 elsewhere) or a dtype of that name.
+        dtype: ``"auto"`` or a dtype of that name; auto is bfloat16 on a GPU and on a CPU with
+            instructions for it, else float32.
         load_in_4bit: NF4 with double quantisation and bfloat16 compute; needs bitsandbytes.
+        load_in_8bit: 8-bit weights and activations (LLM.int8); needs bitsandbytes.
         attention: attention implementation of transformers, or ``"packed"``: prompts end to end
             without padding; ``"auto"`` is that on a CPU where the model allows it, else ``"sdpa"``,
             else ``"eager"``.
@@ -61,6 +63,7 @@ class LanguageModelSettings:
     revision: str | None = None
     dtype: str = "auto"
     load_in_4bit: bool = False
+    load_in_8bit: bool = False
     attention: str = "auto"
     cache_dir: str | None = None
 
@@ -82,8 +85,9 @@ class LanguageModelSettings:
             value = getattr(self, key)
             if value not in allowed:
                 errors.append(f"llm_{key}: {value!r} must be one of {', '.join(allowed)}.")
-        if not isinstance(self.load_in_4bit, bool):
-            errors.append(f"llm_load_in_4bit: {self.load_in_4bit!r} must be True or False.")
+        for key in ("load_in_4bit", "load_in_8bit"):
+            if not isinstance(getattr(self, key), bool):
+                errors.append(f"llm_{key}: {getattr(self, key)!r} must be True or False.")
         if not errors:
             errors = self._contradictions()
         if errors:
@@ -98,12 +102,19 @@ class LanguageModelSettings:
                     f"llm_{key}: {getattr(self, key)!r} has no meaning beside llm_name_or_path: "
                     f"{self.name_or_path!r}, which is one model already; leave it out."
                 )
-        if self.load_in_4bit and (self.gguf_file or _is_gguf(self.name_or_path)):
+        if self.quantization and (self.gguf_file or _is_gguf(self.name_or_path)):
             errors.append(
-                "llm_load_in_4bit: True cannot be had from a GGUF file, which is unpacked when it "
-                "is loaded; set it to False, or name a model saved as safetensors."
+                f"llm_{self.quantization}: True cannot be had from a GGUF file, which is unpacked "
+                "when it is loaded; set it to False, or name a model saved as safetensors."
             )
+        if self.load_in_4bit and self.load_in_8bit:
+            errors.append("llm_load_in_4bit and llm_load_in_8bit: set one of them to False.")
         return errors
+
+    @property
+    def quantization(self) -> str | None:
+        """The key that asks for quantised weights, without its ``llm_``; None if neither does."""
+        return next((k for k in ("load_in_4bit", "load_in_8bit") if getattr(self, k)), None)
 
 
 def check_language_model(settings: LanguageModelSettings) -> None:
@@ -144,8 +155,8 @@ def check_language_model(settings: LanguageModelSettings) -> None:
             f"llm_name_or_path: {name!r} does not exist; give an existing directory or .gguf "
             "file, a hub name such as org/name, or 'embedded'."
         )
-    if settings.load_in_4bit:
-        _import_bitsandbytes()
+    if settings.quantization:
+        _import_bitsandbytes(settings.quantization)
 
 
 def load_language_model(
@@ -180,8 +191,8 @@ def load_language_model(
     except ValueError as error:
         raise ValueError(
             f"llm_name_or_path: {settings.name_or_path!r} cannot be loaded with llm_attention: "
-            f"{settings.attention} and llm_load_in_4bit: {settings.load_in_4bit}: {error} Try "
-            "llm_attention: eager, which every model has, or another model."
+            f"{settings.attention}: {error} Try llm_attention: eager, which every model has, or "
+            "another model."
         ) from error
     # This name goes into the adapter's adapter_config.json.
     embedded = settings.name_or_path == EMBEDDED
@@ -351,8 +362,15 @@ def _source(settings: LanguageModelSettings) -> tuple[str, str | None]:
 
 def _dtype(settings: LanguageModelSettings, device: torch.device) -> torch.dtype:
     if settings.dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+        on_slow_cpu = device.type == "cpu" and not _cpu_multiplies_bfloat16()
+        return torch.float32 if on_slow_cpu else torch.bfloat16
     return _DTYPES[settings.dtype]
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Tell whether the processor has instructions for products of bfloat16 matrices."""
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 def _pack_if_asked(model: Any, settings: LanguageModelSettings, attention: str) -> bool:
@@ -383,7 +401,7 @@ def _load_first(
         model: Any
         try:
             if gguf_file is None:
-                model, tokenizer = _load(source, settings.load_in_4bit, device, where, options)
+                model, tokenizer = _load(source, settings.quantization, device, where, options)
             else:
                 model, tokenizer = load_gguf(source, gguf_file, **where, **options)
                 model.to(device)
@@ -395,22 +413,23 @@ def _load_first(
 
 
 def _load(
-    source: str, load_in_4bit: bool, device: torch.device, where: dict, options: dict
+    source: str, quantization: str | None, device: torch.device, where: dict, options: dict
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     tokenizer = AutoTokenizer.from_pretrained(source, **where)
-    if load_in_4bit:  # transformers leaves the output head unquantised
+    if quantization:  # transformers leaves the output head unquantised
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
+            **{quantization: True},
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_threshold=0.0,  # activations are 8 bits wide throughout: outliers cost time
         )
     model = AutoModelForCausalLM.from_pretrained(
         source, device_map={"": device}, **where, **options
     )
-    if load_in_4bit:
+    if quantization == "load_in_4bit":
         # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer at its first forward in
         # evaluation mode for a kernel without gradients, and silently trains nothing afterwards.
         layer: Any
@@ -420,11 +439,11 @@ def _load(
     return model, tokenizer
 
 
-def _import_bitsandbytes() -> None:
+def _import_bitsandbytes(key: str) -> None:
     try:
         importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise ImportError(
-            f"llm_load_in_4bit: True needs bitsandbytes, which cannot be imported ({error}); "
-            "`pip install bitsandbytes`, or set llm_load_in_4bit to False."
+            f"llm_{key}: True needs bitsandbytes, which cannot be imported ({error}); "
+            f"`pip install bitsandbytes`, or set llm_{key} to False."
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,8 @@ from recbole_llamarec.ranking.batching import length_batches
 from recbole_llamarec.ranking.language_model import final_softcap, last_hidden_of, output_head
 from recbole_llamarec.ranking.prompt import PromptBuilder
 from recbole_llamarec.ranking.verbalizer import Verbalizer
+
+_logger = logging.getLogger(__name__)
 
 
 class Ranker:
@@ -23,16 +26,24 @@ class Ranker:
         model: a causal language model, with or without an adapter.
         prompts: builds token ids from item ids.
         verbalizer: reads one score for each label.
-        batch_tokens: tokens of one forward pass, padding included.
+        batch_tokens: tokens of one forward pass, padding included; halved where memory does not
+            suffice.
+        n_permutations: orders in which the candidates of each user are shown, see :meth:`rank`.
     """
 
     def __init__(
-        self, model, prompts: PromptBuilder, verbalizer: Verbalizer, batch_tokens: int
+        self,
+        model,
+        prompts: PromptBuilder,
+        verbalizer: Verbalizer,
+        batch_tokens: int,
+        n_permutations: int = 1,
     ) -> None:
         self.model = model
         self.prompts = prompts
         self.verbalizer = verbalizer
         self.batch_tokens = batch_tokens
+        self.n_permutations = n_permutations
 
     @property
     def device(self) -> torch.device:
@@ -64,10 +75,15 @@ class Ranker:
     ) -> torch.Tensor:
         """Log-probability of each candidate to be the next item.
 
+        With several permutations the candidates are shown in as many rotations of their order, so
+        that each stands behind labels from the whole range, and log-probabilities are averaged:
+        what the model has for or against a label falls out (permutation self-consistency, Tang et
+        al. 2023, arXiv 2310.07712).
+
         Args:
             histories: item ids of each user in chronological order, any length.
             candidates: item ids to rank, equally many (K) for each user.
-            show_progress: show a progress bar over prompts.
+            show_progress: show a progress bar over users.
 
         Returns:
             float32 ``[users, K]`` on the CPU, in the order of ``candidates``; every row sums to 1
@@ -76,14 +92,46 @@ class Ranker:
         if not len(histories):
             return torch.zeros(0, 0)
         n_candidates = len(candidates[0])
-        encoded = self.prompts.encode_all(histories, candidates)
-        result = torch.empty(len(encoded), n_candidates)
+        shifts = rotations(n_candidates, self.n_permutations)
+        encoded = [
+            self.prompts.encode_all(histories, [rotated(pool, shift) for pool in candidates])
+            for shift in shifts
+        ]
+        result = torch.empty(len(histories), n_candidates)
+        lengths = [sum(map(len, prompts)) for prompts in zip(*encoded, strict=True)]
         self.model.eval()
         with tqdm(
-            total=len(encoded), desc="Rank", unit="prompt", ncols=100, disable=not show_progress
+            total=len(histories), desc="Rank", unit="user", ncols=100, disable=not show_progress
         ) as progress:
-            for batch in length_batches([len(prompt) for prompt in encoded], self.batch_tokens):
-                logits = self.label_logits([encoded[i] for i in batch], n_candidates)  # [b, K]
-                result[torch.from_numpy(batch)] = logits.log_softmax(-1).cpu()
+            for batch in length_batches(lengths, self.batch_tokens):
+                # a user's prompts stand together, since they have their beginning in common
+                prompts = [prompts[i] for i in batch for prompts in encoded]
+                scores = self._within_memory(prompts, n_candidates).log_softmax(-1).cpu()
+                by_rotation = scores.unflatten(0, (-1, len(shifts))).unbind(1)  # P of [b, K]
+                aligned = [s.roll(shift, 1) for s, shift in zip(by_rotation, shifts, strict=True)]
+                result[torch.from_numpy(batch)] = torch.stack(aligned).mean(0).log_softmax(-1)
                 progress.update(len(batch))
         return result
+
+    def _within_memory(self, prompts: list[list[int]], n_candidates: int) -> torch.Tensor:
+        """:meth:`label_logits`, in halves where the device has too little memory for the whole."""
+        try:
+            return self.label_logits(prompts, n_candidates)
+        except torch.OutOfMemoryError:
+            if len(prompts) == 1:
+                raise
+        self.batch_tokens //= 2
+        _logger.warning("Out of memory: llm_batch_tokens is %d from now on.", self.batch_tokens)
+        half = len(prompts) // 2
+        parts = prompts[:half], prompts[half:]
+        return torch.cat([self._within_memory(part, n_candidates) for part in parts])
+
+
+def rotations(n_candidates: int, n_permutations: int) -> list[int]:
+    """By how many places the candidates are rotated: 0, then evenly over the whole turn."""
+    return [turn * n_candidates // n_permutations for turn in range(n_permutations)]
+
+
+def rotated(candidates: Sequence[int], shift: int) -> list[int]:
+    """The candidates with those from place ``shift`` on in front."""
+    return [*candidates[shift:], *candidates[:shift]]

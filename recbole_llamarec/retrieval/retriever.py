@@ -164,8 +164,40 @@ def seen_mask(
     return mask
 
 
-def ranked_items(scores: torch.Tensor, last: torch.Tensor | None = None) -> torch.Tensor:
-    """All items of each row, best first: the retriever's order.
+@torch.no_grad()
+def top_candidates(
+    retriever, rows, k: int, seen: SeenItems | None = None, max_scores: int = 2**24
+) -> torch.Tensor:
+    """The first ``k`` items of each row in the retriever's order, without a users x items tensor.
+
+    Args:
+        retriever: gives scores by ``full_sort_predict``.
+        rows: RecBole ``Interaction`` of any number of rows, with users and histories.
+        k: candidates of each row.
+        seen: items that stand last, as each row's own history does; ``None`` leaves all in.
+        max_scores: scores that are held at a time; memory does not grow with the rows.
+
+    Returns:
+        int64 item ids ``[rows, k]`` on the CPU, as :func:`ranked_items` would begin.
+    """
+    retriever.eval()
+    n_rows = max(1, max_scores // retriever.n_items)
+    parts = []
+    for start in range(0, len(rows), n_rows):
+        batch = rows[start : start + n_rows].to(retriever.device)
+        scores = retriever.full_sort_predict(batch).view(-1, retriever.n_items)  # [B, N]
+        last = None
+        if seen is not None:
+            users, histories = batch[retriever.USER_ID], batch[retriever.ITEM_SEQ]
+            last = seen_mask(users, histories, seen, retriever.n_items)
+        parts.append(ranked_items(scores, last, k).cpu())
+    return torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64)
+
+
+def ranked_items(
+    scores: torch.Tensor, last: torch.Tensor | None = None, k: int | None = None
+) -> torch.Tensor:
+    """The items of each row, best first: the retriever's order.
 
     Equal scores stand in the order of their ids. Items marked in ``last`` stand behind all others,
     in their own order, and the padding item 0 stands at the very end.
@@ -173,20 +205,37 @@ def ranked_items(scores: torch.Tensor, last: torch.Tensor | None = None) -> torc
     Args:
         scores: ``[batch, n_items]``.
         last: bool ``[batch, n_items]``, or ``None``.
+        k: how many items are wanted; ``None`` is all, the padding item included.
 
     Returns:
-        int64 item ids ``[batch, n_items]``.
+        int64 item ids ``[batch, n_items]`` or ``[batch, k]``.
 
     Raises:
-        ValueError: a score is NaN.
+        ValueError: a score is NaN, or there are more than 2^28 items.
     """
+    if scores.shape[1] > 2**28:
+        raise ValueError(f"{scores.shape[1]} items cannot be put into order, at most 2^28.")
     if torch.isnan(scores[:, 1:]).any():
         raise ValueError("The retriever gives NaN as a score; train it with a lower learning rate.")
-    order = torch.argsort(scores, dim=1, descending=True, stable=True)  # [B, N]
-    group = torch.zeros_like(scores, dtype=torch.uint8) if last is None else last.to(torch.uint8)
-    group[:, 0] = 2
-    behind = torch.argsort(group.gather(1, order), dim=1, stable=True)  # [B, N]
-    return order.gather(1, behind)
+    n_items = scores.shape[1]
+    id_bits = max(1, (n_items - 1).bit_length())
+    bits = (scores.float() + 0.0).view(torch.int32)  # + 0.0 makes -0.0 equal to 0.0
+    rising = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # integers in the scores' order
+    # one integer for each item, from high bits to low: group, minus score, id
+    keys = (-rising << id_bits) + torch.arange(n_items, device=scores.device)  # [B, N]
+    if last is not None:
+        keys += last.long() << (33 + id_bits)
+    keys[:, 0] = torch.iinfo(torch.int64).max >> id_bits << id_bits
+    if keys.device.type == "cpu":  # NumPy sorts integers several times as fast as torch
+        array = keys.numpy()
+        if k is not None and k < n_items:
+            array = np.partition(array, k, axis=1)[:, :k]
+        keys = torch.from_numpy(np.sort(array, axis=1))
+    elif k is None:
+        keys = keys.sort(dim=1).values
+    else:
+        keys = keys.topk(min(k, n_items), dim=1, largest=False).values
+    return keys & ((1 << id_bits) - 1)
 
 
 def scores_from_order(order: torch.Tensor) -> torch.Tensor:

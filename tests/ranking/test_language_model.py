@@ -138,7 +138,7 @@ def test_max_positions_of_an_unknown_config():
 
 def test_loads_a_directory_frozen_in_evaluation_mode(model_directory):
     generator = torch.get_rng_state()
-    settings = LanguageModelSettings(name_or_path=str(model_directory))
+    settings = LanguageModelSettings(name_or_path=str(model_directory), dtype="float32")
     model, tokenizer = load_language_model(settings, CPU)
     assert torch.equal(generator, torch.get_rng_state())
     assert not model.training
@@ -171,10 +171,20 @@ def test_auto_dtype_is_bfloat16_on_a_gpu():
     assert language_model._dtype(LanguageModelSettings(), torch.device("cuda")) == torch.bfloat16
 
 
-def test_nf4_model_and_its_gradients_are_close_to_the_exact_ones(model_directory):
-    settings = LanguageModelSettings(str(model_directory), load_in_4bit=True)
+@pytest.mark.parametrize("feature", [None, "avx512_bf16", "amx_bf16"])
+def test_auto_dtype_on_a_cpu_is_what_its_instructions_are_for(feature, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True, "avx2": True})
+    expected = torch.bfloat16 if feature else torch.float32
+    assert language_model._dtype(LanguageModelSettings(), CPU) == expected
+    assert language_model._dtype(LanguageModelSettings(dtype="float32"), CPU) == torch.float32
+
+
+@pytest.mark.parametrize("key", ["load_in_4bit", "load_in_8bit"])
+def test_a_quantised_model_and_its_gradients_are_close_to_the_exact_ones(key, model_directory):
+    settings = LanguageModelSettings(str(model_directory), **{key: True})
     model, _ = load_language_model(settings, CPU)
-    assert type(model.model.layers[0].self_attn.q_proj).__name__ == "Linear4bit"
+    kind = "Linear4bit" if key == "load_in_4bit" else "Linear8bitLt"
+    assert type(model.model.layers[0].self_attn.q_proj).__name__ == kind
     assert type(output_head(model)) is nn.Linear
     exact = tiny_model("llama").requires_grad_(False)
     input_ids, lengths = torch.randint(1, VOCABULARY, (3, 6)), torch.tensor([6, 2, 4])
@@ -194,10 +204,11 @@ def test_nf4_model_and_its_gradients_are_close_to_the_exact_ones(model_directory
         assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.9
 
 
-def test_missing_bitsandbytes_is_reported_with_the_command(model_directory, monkeypatch):
+@pytest.mark.parametrize("key", ["load_in_4bit", "load_in_8bit"])
+def test_missing_bitsandbytes_is_reported_with_the_command(key, model_directory, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    settings = LanguageModelSettings(str(model_directory), load_in_4bit=True)
-    with pytest.raises(ImportError, match="llm_load_in_4bit.*pip install bitsandbytes"):
+    settings = LanguageModelSettings(str(model_directory), **{key: True})
+    with pytest.raises(ImportError, match=f"llm_{key}.*pip install bitsandbytes"):
         check_language_model(settings)
     check_language_model(LanguageModelSettings(str(model_directory)))
 
@@ -239,9 +250,9 @@ def test_a_gguf_path_is_split_into_directory_and_file(tmp_path, monkeypatch):
     monkeypatch.setattr(language_model, "load_gguf", load_gguf)
     path = tmp_path / "own.gguf"
     path.touch()
-    model, tokenizer = load_language_model(LanguageModelSettings(str(path)), CPU)
+    model, tokenizer = load_language_model(LanguageModelSettings(str(path), dtype="float16"), CPU)
     assert (seen["directory"], seen["gguf_file"]) == (str(tmp_path), "own.gguf")
-    assert seen["dtype"] == torch.float32
+    assert seen["dtype"] == torch.float16
     assert model.name_or_path == str(path)
     assert tokenizer == "tokenizer"
 
@@ -249,10 +260,15 @@ def test_a_gguf_path_is_split_into_directory_and_file(tmp_path, monkeypatch):
 def test_all_invalid_settings_are_reported_at_once():
     with pytest.raises(ValueError) as error:
         LanguageModelSettings(
-            name_or_path="", dtype="int8", load_in_4bit="yes", attention="fast", cache_dir=3
+            name_or_path="",
+            dtype="int8",
+            load_in_4bit="yes",
+            load_in_8bit=1,
+            attention="fast",
+            cache_dir=3,
         )
     lines = str(error.value).splitlines()
-    keys = ["name_or_path", "cache_dir", "dtype", "attention", "load_in_4bit"]
+    keys = ["name_or_path", "cache_dir", "dtype", "attention", "load_in_4bit", "load_in_8bit"]
     assert [line.partition(":")[0] for line in lines] == [f"llm_{key}" for key in keys]
     assert "'int8' must be one of auto, float32, bfloat16, float16" in str(error.value)
 
@@ -263,6 +279,8 @@ def test_all_invalid_settings_are_reported_at_once():
         ({"gguf_file": "x.gguf"}, "llm_gguf_file"),
         ({"revision": "main"}, "llm_revision"),
         ({"name_or_path": "a.gguf", "load_in_4bit": True}, "llm_load_in_4bit"),
+        ({"name_or_path": "a.gguf", "load_in_8bit": True}, "llm_load_in_8bit"),
+        ({"load_in_4bit": True, "load_in_8bit": True}, "llm_load_in_4bit and llm_load_in_8bit"),
         ({"name_or_path": "o/n", "gguf_file": "q.gguf", "load_in_4bit": True}, "llm_load_in_4bit"),
     ],
 )

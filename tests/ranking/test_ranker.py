@@ -19,7 +19,7 @@ K = 7
 
 @pytest.fixture
 def ranker(tiny_llama) -> Ranker:
-    settings = LanguageModelSettings(name_or_path=str(tiny_llama))
+    settings = LanguageModelSettings(name_or_path=str(tiny_llama), dtype="float32")
     model, tokenizer = load_language_model(settings, torch.device("cpu"))
     model = add_adapter(model, LoraSettings(dropout=0.0), seed=1)
     prompts = PromptBuilder(tokenizer, ["", *titles(50)], default_labels(K))
@@ -67,6 +67,54 @@ def test_scores_equal_the_plain_way(ranker, samples):
         )
     torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(scores.exp().sum(1), torch.ones(len(histories)))
+
+
+def test_permutations_average_over_rotations_and_read_the_history_once(ranker, samples):
+    randomise_adapter(ranker.model)
+    histories, candidates, _ = samples
+    expected = []
+    for history, pool in zip(histories, candidates, strict=True):
+        found = []
+        for shift in (0, 2, 4):  # 7 candidates, 3 rotations
+            shown = pool[shift:] + pool[:shift]
+            (scores,) = ranker.rank([history], [shown])
+            found.append(torch.stack([scores[shown.index(item)] for item in pool]))
+        expected.append(torch.stack(found).mean(0).log_softmax(-1))
+
+    ranker.n_permutations = 3
+    rows = []
+    decoder = ranker.model.get_base_model().get_decoder()
+    decoder.layers[0].register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))
+    scores = ranker.rank(histories, candidates)
+    torch.testing.assert_close(scores, torch.stack(expected), atol=1e-4, rtol=1e-4)
+    plain = sum(
+        len(ranker.prompts.encode(h, c)) for h, c in zip(histories, candidates, strict=True)
+    )
+    assert sum(rows) < 0.8 * 3 * plain
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved(ranker, samples, monkeypatch, caplog):
+    histories, candidates, _ = samples
+    expected = ranker.rank(histories, candidates)
+    whole = ranker.label_logits
+
+    def small_device(prompts, n_candidates):
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError
+        return whole(prompts, n_candidates)
+
+    monkeypatch.setattr(ranker, "label_logits", small_device)
+    with caplog.at_level("WARNING"):
+        scores = ranker.rank(histories, candidates)
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
+    assert "llm_batch_tokens is 450" in caplog.text
+
+    def no_device(prompts, n_candidates):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(ranker, "label_logits", no_device)
+    with pytest.raises(torch.OutOfMemoryError):
+        ranker.rank(histories, candidates)
 
 
 def test_neither_ranking_nor_tuning_calls_the_whole_head(ranker, samples):
