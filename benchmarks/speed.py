@@ -1,0 +1,177 @@
+"""Speed of ranking, tuning, evaluation and retrieval against what one would write without us.
+
+    python benchmarks/speed.py ml-100k --out FOLDER [--data DIR] [--gguf FILE]
+
+Each part is measured in rounds, all methods in turn in each round, and medians count. Parts that
+FOLDER/<data set>.json already holds are not measured again; FOLDER/<data set>.md is the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from machine import cpu_name
+from speed_methods import (
+    Bench,
+    flops_of_prompts,
+    llama_cpp_ranking,
+    matrix_rate,
+    ranking_methods,
+)
+from speed_table import table
+from speed_worker import in_a_process
+from tqdm import tqdm
+
+PARTS = ("ranking", "tuning", "evaluation", "start", "retrieval", "growth")
+TUNING = ("reference", "ours", "ours bfloat16")
+EVALUATION = ("float32", "bfloat16", "8 bits")
+
+
+def main() -> None:
+    """Measure the parts that are missing and write the table."""
+    options = parse_arguments()
+    file = options.out / f"{options.dataset}.json"
+    report = json.loads(file.read_text()) if file.is_file() else {}
+    report["machine"] = {
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    measuring: dict[str, Callable[[argparse.Namespace, dict], Any]] = {
+        "ranking": measure_ranking,
+        "tuning": lambda o, _: measure_in_processes("tuning", TUNING, o),
+        "evaluation": lambda o, _: measure_in_processes("evaluation", EVALUATION, o, rounds=1),
+        "start": lambda o, _: measure_in_processes("start", ("second run",), o),
+        "retrieval": measure_retrieval,
+        "growth": measure_growth,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    for part in options.parts:
+        if part in report and part not in options.again:
+            continue
+        print(f"{options.dataset}: {part}", flush=True)
+        report[part] = measuring[part](options, report)
+        file.write_text(json.dumps(report, indent=1) + "\n")
+    text = table(options.dataset, report)
+    file.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command's options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("dataset", help="a data set with a property file, such as ml-100k")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--data", help="RecBole's data_path; its own data set if left out")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=16, help="of one round")
+    parser.add_argument("--rows", type=int, default=1000, help="test rows of the evaluation")
+    parser.add_argument("--gguf", help="the same model for llama.cpp (needs xllamacpp)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--again", nargs="*", choices=PARTS, default=(), help="measure once more")
+    return parser.parse_args()
+
+
+def measure_ranking(options: argparse.Namespace, _report: dict) -> dict[str, Any]:
+    """Seconds a prompt of each method, in rounds, and the greatest difference of scores."""
+    bench = Bench.of(options.dataset, options.data)
+    methods = ranking_methods(bench)
+    if options.gguf:
+        methods["llama.cpp, 4 bits"] = llama_cpp_ranking(bench, options.gguf)
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    errors: dict[str, float] = {}
+    rates: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    tokens, flops = [], []
+    for turn in tqdm(range(-1, options.rounds), unit="round", ncols=100):  # -1 warms up
+        n_prompts = options.prompts if turn >= 0 else 2
+        histories, candidates = bench.sample(n_prompts, seed=turn)
+        reference = None
+        for name, method in methods.items():
+            start = time.perf_counter()
+            scores = method(histories, candidates)
+            elapsed = (time.perf_counter() - start) / n_prompts
+            if turn < 0:
+                continue
+            seconds[name].append(elapsed)
+            if reference is None:
+                reference = scores
+            if scores is not None:
+                error = (scores - reference).abs().max().item()
+                errors[name] = max(errors.get(name, 0.0), error)
+        if turn >= 0:
+            for dtype, measured in rates.items():
+                measured.append(matrix_rate(getattr(torch, dtype)))
+            lengths = bench.lengths(histories, candidates)
+            tokens.append(sum(lengths) / n_prompts)
+            flops.append(flops_of_prompts(bench.model("float32"), lengths) / n_prompts)
+    return {
+        "seconds": seconds,
+        "errors": errors,
+        "matrix_rates": rates,
+        "tokens": statistics.mean(tokens),
+        "flops": statistics.mean(flops),
+        "prompts": options.prompts,
+    }
+
+
+def measure_in_processes(
+    part: str, methods: tuple[str, ...], options: argparse.Namespace, rounds: int | None = None
+) -> dict[str, list[dict]]:
+    """What a process of its own reports of each method in each round, with its peak memory."""
+    found: dict[str, list[dict]] = {name: [] for name in methods}
+    for turn in tqdm(range(rounds or options.rounds), unit="round", ncols=100):
+        for name in methods:
+            task = {"dataset": options.dataset, "data": options.data, "method": name, "seed": turn}
+            task |= {"prompts": options.prompts, "rows": options.rows}
+            found[name].append(in_a_process(part, task))
+    return found
+
+
+def measure_retrieval(options: argparse.Namespace, _report: dict) -> dict[str, dict]:
+    """Candidates of all users, and of few and more users over a million items."""
+    task = {"dataset": options.dataset, "data": options.data}
+    found = {"all users": in_a_process("retrieval", task)}
+    for n_users in (256, 1024):
+        found[f"{n_users} users"] = in_a_process("large_catalogue", {"users": n_users})
+    return found
+
+
+def measure_growth(options: argparse.Namespace, _report: dict) -> dict[str, dict[str, float]]:
+    """Seconds over the number of users, history length, candidates and catalogue size."""
+    bench = Bench.of(options.dataset, options.data)
+    ranker = bench.ranker("bfloat16")
+
+    def seconds(n_users: int, n_history: int, n_candidates: int) -> float:
+        times = []
+        for turn in range(options.rounds):
+            histories, candidates = bench.sample(n_users, turn, n_history, n_candidates)
+            start = time.perf_counter()
+            ranker.rank(histories, candidates)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    seconds(2, 20, 20)
+    catalogues = {
+        str(n_items): in_a_process("large_catalogue", {"users": 256, "items": n_items})["seconds"]
+        for n_items in (10_000, 100_000, 1_000_000)
+    }
+    return {
+        "users": {str(n): seconds(n, 20, 20) for n in (4, 8, 16, 32)},
+        "history": {str(n): seconds(8, n, 20) for n in (0, 5, 10, 20, 40)},
+        "candidates": {str(n): seconds(8, 20, n) for n in (2, 5, 10, 20, 40)},
+        "catalogue": catalogues,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Parts of speed.py that need a process of their own: for its peak memory, or for its start."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+STARTED = time.perf_counter()
+RESULT = "RESULT "
+
+
+def in_a_process(part: str, task: dict[str, Any]) -> dict[str, Any]:
+    """Run ``part`` in a new process; return what it reports, with its wall time and peak memory."""
+    start = time.perf_counter()
+    command = [sys.executable, __file__, part, json.dumps(task)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in process.stdout.splitlines() if line.startswith(RESULT)]
+    if process.returncode or not lines:
+        raise RuntimeError(f"{part} {task} failed:\n{process.stderr[-3000:]}")
+    report = json.loads(lines[-1].removeprefix(RESULT))
+    return {**report, "process_seconds": time.perf_counter() - start}
+
+
+def tuning(task: dict[str, Any]) -> dict[str, Any]:
+    """Steps of tuning on one batch: as one would write it, or ours."""
+    import torch
+    from speed_methods import Bench, K
+
+    from recbole_llamarec.ranking.adapter import LoraSettings, add_adapter
+    from recbole_llamarec.ranking.tuning import tuning_step
+
+    bench = Bench.of(task["dataset"], task["data"])
+    ranker = bench.ranker("bfloat16" if "bfloat16" in task["method"] else "float32")
+    ranker.model = add_adapter(ranker.model, LoraSettings(dropout=0.0), seed=1)
+    weights = [p for p in ranker.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-4)
+
+    def reference_step(histories: list, candidates: list, labels: list[int]) -> float:
+        """Padded batch, gradient checkpointing, all logits, the loss at the labels' letters."""
+        tokenizer = ranker.prompts.tokenizer
+        tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
+        texts = [ranker.prompts.text(h, c) for h, c in zip(histories, candidates, strict=True)]
+        encoded = tokenizer(texts, padding=True, return_tensors="pt")
+        ranker.model.train()
+        optimizer.zero_grad(set_to_none=True)
+        logits = ranker.model(**encoded).logits[:, -1, list(ranker.verbalizer.token_ids[:K])]
+        loss = torch.nn.functional.cross_entropy(logits.float(), torch.tensor(labels))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        return loss.item()
+
+    def our_step(histories: list, candidates: list, labels: list[int]) -> float:
+        return tuning_step(ranker, histories, candidates, labels, optimizer, 1024, clip_norm=1.0)
+
+    step = our_step
+    if task["method"] == "reference":
+        base = ranker.model.get_base_model()
+        base.set_attn_implementation("sdpa")
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        step = reference_step
+    batches = [bench.sample(n, task["seed"]) for n in (1, task["prompts"])]  # one warms up
+    seconds, losses = [], []
+    for histories, candidates in batches:
+        labels = [place % K for place in range(len(histories))]
+        start = time.perf_counter()
+        losses.append(step(histories, candidates, labels))
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds[-1] / task["prompts"], "loss": losses[-1]}
+
+
+def evaluation(task: dict[str, Any]) -> dict[str, Any]:
+    """A test set as users evaluate it, and how much of the time the language model takes."""
+    import numpy as np
+    import torch
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from speed_methods import MODELS
+
+    from recbole_llamarec.llamarec import LlamaRec
+    from recbole_llamarec.registry import loader_like
+    from recbole_llamarec.retrieval.retriever import train_retriever
+    from recbole_llamarec.trainer import LlamaRecTrainer
+
+    settings = {f"llm_{key}": value for key, value in MODELS[task["method"]].items()}
+    settings |= {"show_progress": False, "epochs": 0, "seed": 2020}
+    settings |= {"data_path": task["data"]} if task["data"] else {}
+    config = Config(model="LlamaRec", dataset=task["dataset"], config_dict=settings)
+    train, valid, test = data_preparation(config, create_dataset(config))
+    model = LlamaRec(config, train.dataset)
+    trainer = LlamaRecTrainer(config, model)
+    trainer.eval_collector.data_collect(train)
+    file = Path("saved") / f"speed-{task['dataset']}.pth"
+    if not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        train_retriever(
+            model.retriever_config, model.retriever, train, valid, file, True, False, model.seen
+        )
+    else:
+        from recbole_llamarec.retrieval.retriever import load_retriever
+
+        load_retriever(model.retriever, "LRURec", file)
+    rows = np.sort(np.random.default_rng(0).permutation(len(test.dataset))[: task["rows"]])
+    subset = test.dataset.copy(test.dataset.inter_feat[torch.from_numpy(rows)])
+    loader = loader_like(test, config, subset)
+    ranker, in_model, n_ranked = model.ranker, 0.0, 0
+    model.load_other_parameter(model.other_parameter())  # the adapter as it is counts as trained
+    plain = ranker.label_logits
+
+    def timed(prompts: list, n_candidates: int):
+        nonlocal in_model, n_ranked
+        begin = time.perf_counter()
+        result = plain(prompts, n_candidates)
+        in_model += time.perf_counter() - begin
+        n_ranked += len(prompts)
+        return result
+
+    ranker.label_logits = timed
+    start = time.perf_counter()
+    trainer.evaluate(loader, load_best_model=False)
+    elapsed = time.perf_counter() - start
+    return {
+        "seconds": elapsed,
+        "in_model": in_model,
+        "rows": len(rows),
+        "ranked": n_ranked,
+        "metrics": dict(trainer.report.llamarec),
+        "retriever": dict(trainer.report.retriever),
+    }
+
+
+def start(task: dict[str, Any]) -> dict[str, Any]:
+    """Seconds from the start of Python until the first prompt of a run is scored."""
+    from speed_methods import Bench  # imports what a run imports
+
+    bench = Bench.of(task["dataset"], task["data"])
+    bench.ranker("bfloat16").rank(*bench.sample(1, 0))
+    return {"seconds": time.perf_counter() - STARTED}
+
+
+def retrieval(task: dict[str, Any]) -> dict[str, Any]:
+    """20 candidates for every user of a data set, by an LRURec of its size."""
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from speed_methods import K
+
+    import recbole_llamarec  # noqa: F401
+    from recbole_llamarec.llamarec import LlamaRec
+    from recbole_llamarec.retrieval.retriever import top_candidates
+
+    settings = {"ranking_method": "none", "show_progress": False}
+    settings |= {"data_path": task["data"]} if task["data"] else {}
+    config = Config(model="LlamaRec", dataset=task["dataset"], config_dict=settings)
+    train, _, test = data_preparation(config, create_dataset(config))
+    model = LlamaRec(config, train.dataset)
+    rows = test.dataset.inter_feat
+    begin = time.perf_counter()
+    found = top_candidates(model.retriever, rows, K, model.seen)
+    return {
+        "seconds": time.perf_counter() - begin,
+        "users": len(found),
+        "items": model.n_items - 1,
+    }
+
+
+def large_catalogue(task: dict[str, Any]) -> dict[str, Any]:
+    """20 candidates for users over made-up items, a million unless the task says otherwise."""
+    import torch
+    import yaml
+    from recbole.data.interaction import Interaction
+    from speed_methods import K
+
+    from recbole_llamarec.retrieval.lrurec import LRURec
+    from recbole_llamarec.retrieval.retriever import top_candidates
+
+    n_items = task.get("items", 1_000_000) + 1
+    properties = Path(__file__).parents[1] / "properties" / "model" / "LRURec.yaml"
+    config = yaml.safe_load(properties.read_text()) | {
+        "USER_ID_FIELD": "user_id",
+        "ITEM_ID_FIELD": "item_id",
+        "LIST_SUFFIX": "_list",
+        "ITEM_LIST_LENGTH_FIELD": "item_length",
+        "NEG_PREFIX": "neg_",
+        "MAX_ITEM_LIST_LENGTH": 50,
+        "device": torch.device("cpu"),
+    }
+
+    class Catalogue:
+        def num(self, _field: str) -> int:
+            return n_items
+
+    model = LRURec(config, Catalogue())
+    generator = torch.Generator().manual_seed(0)
+    histories = torch.randint(1, n_items, (task["users"], 50), generator=generator)
+    users = torch.arange(task["users"])
+    lengths = torch.full((task["users"],), 50)
+    rows = Interaction({"user_id": users, "item_id_list": histories, "item_length": lengths})
+    begin = time.perf_counter()
+    top_candidates(model, rows, K)
+    return {"seconds": time.perf_counter() - begin, "users": task["users"], "items": n_items - 1}
+
+
+def main() -> None:
+    """Run the part that the command line names and print what it found."""
+    part, task = sys.argv[1], json.loads(sys.argv[2])
+    sys.argv = sys.argv[:1]  # RecBole reads the command line
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
+    parts = (tuning, evaluation, start, retrieval, large_catalogue)
+    report = {function.__name__: function for function in parts}[part](task)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(RESULT + json.dumps({**report, "peak_mb": peak}))
+
+
+if __name__ == "__main__":
+    main()
