@@ -53,9 +53,9 @@ class Bench:
     models: dict[str, tuple] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, dataset: str, data: str | None) -> Bench:
-        """Read a data set as LlamaRec does."""
-        settings: dict[str, Any] = {"ranking_method": "none", "show_progress": False}
+    def of(cls, dataset: str, data: str | None, **settings: Any) -> Bench:
+        """Read a data set as LlamaRec does; ``settings`` are further keys."""
+        settings |= {"ranking_method": "none", "show_progress": False}
         arguments, sys.argv = sys.argv, sys.argv[:1]  # RecBole reads the command line
         config = Config(
             model="LlamaRec",

@@ -63,8 +63,8 @@ def _tuning(part: dict[str, list[dict]]) -> list[str]:
     lines = [
         "## Tuning",
         "",
-        "| | s a sample | times the reference's speed | peak memory, MB | share of the reference's | "
-        "loss of round 1 |",
+        "| | s a sample | times the reference's speed | peak memory, MB | times the reference's "
+        "memory | loss of round 1 |",
         "|---|---|---|---|---|---|",
     ]
     base = part[REFERENCE]

@@ -1,0 +1,130 @@
+"""The speed benchmark with a tiny model: what it compares is the same, and its tables add up."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+import pytest
+import torch
+from helpers import ROOT, write_dataset
+
+EXACT = (
+    "reference",
+    "label rows and last position only",
+    "and batches of similar length",
+    "ours: packed",
+)
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The benchmark's scripts as modules; benchmarks/ is no package."""
+    path = list(sys.path)
+    sys.path.insert(0, str(ROOT / "benchmarks"))  # as for a script that is run
+    names = ("speed", "speed_methods", "speed_table", "speed_worker")
+    found = {name: importlib.import_module(name) for name in names}
+    sys.path[:] = path
+    return found
+
+
+@pytest.fixture
+def bench(scripts, workdir, tiny_llama, monkeypatch):
+    """The benchmark over the small data set, all of whose models are the tiny one."""
+    methods = scripts["speed_methods"]
+    write_dataset(workdir / "data", n_items=60)
+    monkeypatch.setattr(methods, "K", 8)
+    tiny = {"name_or_path": str(tiny_llama), "dtype": "float32"}
+    monkeypatch.setattr(methods, "MODELS", dict.fromkeys(methods.MODELS, tiny))
+    monkeypatch.setattr("sys.argv", ["speed.py"])
+    columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title"]}
+    return methods.Bench.of("tiny", str(workdir / "data"), load_col=columns)
+
+
+def test_what_is_compared_gives_the_same_scores(scripts, bench):
+    histories, candidates = bench.sample(5, seed=1, n_candidates=8)
+    methods = scripts["speed_methods"].ranking_methods(bench)
+    scores = {name: method(histories, candidates) for name, method in methods.items()}
+    for name in EXACT:
+        torch.testing.assert_close(scores[name], scores["reference"], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(scores["ours: packed, 4 permutations"], scores["reference"])
+
+
+def test_samples_are_as_they_are_asked_for(bench):
+    histories, candidates = bench.sample(4, 0, n_history=3, n_candidates=6)
+    assert bench.sample(4, 0, 3, 6) == (histories, candidates)
+    assert max(map(len, histories)) == 3
+    assert [len(set(pool)) for pool in candidates] == [6] * 4
+    assert [len(history) for history in bench.sample(2, 0, n_history=0)[0]] == [0, 0]
+
+
+def test_operations_are_those_of_the_layers(scripts, bench):
+    model = bench.model("float32")
+    n = 10
+    weights = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128)
+    attention = 2 * 4 * 64 * n * (n + 1) / 2
+    assert scripts["speed_methods"].flops_of_prompts(model, [n]) == 2 * weights * n + attention
+
+
+def test_the_table_has_medians_and_paired_ratios(scripts):
+    report = {
+        "machine": {"cpu": "X", "threads": 2, "torch": "2", "transformers": "5"},
+        "ranking": {
+            "seconds": {"reference": [2.0, 4.0, 2.0], "ours: packed": [1.0, 1.0, 0.5]},
+            "errors": {"reference": 0.0, "ours: packed": 2e-5},
+            "matrix_rates": {"float32": [1e11], "bfloat16": [4e11]},
+            "tokens": 600.0,
+            "flops": 5e10,
+            "prompts": 16,
+        },
+        "tuning": {
+            "reference": [{"seconds": 4.0, "peak_mb": 4000.0, "loss": 3.0}],
+            "ours": [{"seconds": 2.0, "peak_mb": 1000.0, "loss": 3.0}],
+        },
+        "evaluation": {
+            "float32": [
+                {
+                    "rows": 100,
+                    "ranked": 20,
+                    "seconds": 20.0,
+                    "in_model": 19.0,
+                    "metrics": {"ndcg@10": 0.1},
+                    "retriever": {"ndcg@10": 0.2},
+                }
+            ]
+        },
+        "start": {"second run": [{"seconds": 7.0}]},
+        "retrieval": {"all users": {"users": 10, "items": 5, "seconds": 1.0, "peak_mb": 9.0}},
+        "growth": {"users": {"4": 1.0}},
+    }
+    text = scripts["speed_table"].table("ml-100k", report)
+    assert "| ours: packed | 1.000 | 1.00 | 600 | 4.00 | 50% | 2.0e-05 |" in text
+    assert "| ours | 2.00 | 2.00 | 1000 | 0.25 | 3.00000 |" in text
+    assert "| float32 | 100 | 20 | 20.0 | 10.0 | 5.0% | 0.1 | 0.2 |" in text
+    assert "7.0 s" in text and "| 10 | 5 | 1.0 | 100.00 | 9 |" in text
+
+
+def test_a_large_catalogue_runs_in_a_process_of_its_own(scripts):
+    run = scripts["speed_worker"].in_a_process("large_catalogue", {"users": 3, "items": 500})
+    assert run["users"] == 3 and run["items"] == 500 and run["peak_mb"] > 0
+    with pytest.raises(RuntimeError, match="large_catalogue .* failed"):
+        scripts["speed_worker"].in_a_process("large_catalogue", {"items": 500})
+
+
+def test_a_part_that_is_there_is_not_measured_again(scripts, tmp_path, monkeypatch, capsys):
+    speed = scripts["speed"]
+    calls = []
+    monkeypatch.setattr(speed, "measure_ranking", lambda *_: calls.append(1) or 1 / 0)
+    options = argparse.Namespace(
+        dataset="tiny", out=tmp_path, parts=["start"], again=(), rounds=1, data=None, prompts=1
+    )
+    options.rows = 1
+    monkeypatch.setattr(speed, "parse_arguments", lambda: options)
+    run = {"seconds": 3.0, "peak_mb": 1.0}
+    monkeypatch.setattr(speed, "in_a_process", lambda part, task: calls.append(part) or run)
+    speed.main()
+    speed.main()
+    assert calls == ["start"]
+    assert "3.0 s" in (tmp_path / "tiny.md").read_text()
+    capsys.readouterr()
