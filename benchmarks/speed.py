@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +28,15 @@ from speed_methods import (
 )
 from speed_table import table
 from speed_worker import in_a_process
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-PARTS = ("ranking", "tuning", "evaluation", "start", "retrieval", "growth")
+PARTS = ("ranking", "tuning", "evaluation", "start", "retrieval", "growth", "profile")
 TUNING = ("reference", "ours", "ours bfloat16")
+OPERATIONS = {
+    "linear layers": {"aten::mm", "aten::addmm", "aten::linear"},
+    "attention": {"aten::bmm", "aten::_softmax", "aten::masked_fill_"},
+}
 EVALUATION = ("float32", "bfloat16", "8 bits")
 
 
@@ -54,6 +58,7 @@ def main() -> None:
         "start": lambda o, _: measure_in_processes("start", ("second run",), o),
         "retrieval": measure_retrieval,
         "growth": measure_growth,
+        "profile": measure_profile,
     }
     options.out.mkdir(parents=True, exist_ok=True)
     for part in options.parts:
@@ -62,6 +67,8 @@ def main() -> None:
         print(f"{options.dataset}: {part}", flush=True)
         report[part] = measuring[part](options, report)
         file.write_text(json.dumps(report, indent=1) + "\n")
+    if "growth" in report:
+        plot_growth(report["growth"], options.out / f"{options.dataset}.svg")
     text = table(options.dataset, report)
     file.with_suffix(".md").write_text(text)
     print(text)
@@ -173,5 +180,45 @@ def measure_growth(options: argparse.Namespace, _report: dict) -> dict[str, dict
     }
 
 
+def measure_profile(options: argparse.Namespace, _report: dict) -> dict[str, dict[str, float]]:
+    """What share of a ranking's processor time each kind of operation takes."""
+    bench = Bench.of(options.dataset, options.data)
+    found = {}
+    for kind in ("float32", "bfloat16"):
+        ranker = bench.ranker(kind)
+        rows = bench.sample(options.prompts, seed=0)
+        ranker.rank(*rows)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            ranker.rank(*rows)
+        seconds = dict.fromkeys((*OPERATIONS, "other"), 0.0)
+        for event in profiler.key_averages():
+            kind_of = next((k for k, names in OPERATIONS.items() if event.key in names), "other")
+            seconds[kind_of] += event.self_cpu_time_total
+        total = sum(seconds.values())
+        found[kind] = {name: part / total for name, part in seconds.items()}
+    return found
+
+
+def plot_growth(growth: dict[str, dict[str, float]], file: Path) -> None:
+    """One plot for each thing that grows, with a straight line to compare."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(growth), figsize=(3.2 * len(growth), 3))
+    for axis, (name, measured) in zip(axes, growth.items(), strict=True):
+        sizes = [int(size) for size in measured]
+        seconds = list(measured.values())
+        axis.plot(sizes, seconds, marker="o")
+        linear = [seconds[-1] * size / sizes[-1] for size in sizes]
+        axis.plot(sizes, linear, linestyle=":", color="grey", label="proportional")
+        axis.set(xlabel=name, ylabel="seconds", ylim=(0, None))
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(file)
+    plt.close(figure)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -24,6 +24,7 @@ def table(dataset: str, report: dict[str, Any]) -> str:
         ("start", _start),
         ("retrieval", _retrieval),
         ("growth", _growth),
+        ("profile", _profile),
     ):
         if part in report:
             lines += ["", *write(report[part])]
@@ -127,6 +128,20 @@ def _growth(part: dict[str, dict[str, float]]) -> list[str]:
     lines = ["## Growth", "", "| | s |", "|---|---|"]
     for name, measured in part.items():
         lines += [f"| {name}: {value} | {seconds:.2f} |" for value, seconds in measured.items()]
+    return lines
+
+
+def _profile(part: dict[str, dict[str, float]]) -> list[str]:
+    kinds = list(part)
+    lines = [
+        "## Where the time goes",
+        "",
+        f"| | {' | '.join(kinds)} |",
+        "|---" * (1 + len(kinds)) + "|",
+    ]
+    for name in part[kinds[0]]:
+        shares = " | ".join(f"{part[kind][name]:.0%}" for kind in kinds)
+        lines.append(f"| {name} | {shares} |")
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -97,12 +98,26 @@ def test_the_table_has_medians_and_paired_ratios(scripts):
         "start": {"second run": [{"seconds": 7.0}]},
         "retrieval": {"all users": {"users": 10, "items": 5, "seconds": 1.0, "peak_mb": 9.0}},
         "growth": {"users": {"4": 1.0}},
+        "profile": {"float32": {"linear layers": 0.75, "other": 0.25}},
     }
     text = scripts["speed_table"].table("ml-100k", report)
     assert "| ours: packed | 1.000 | 1.00 | 600 | 4.00 | 50% | 2.0e-05 |" in text
     assert "| ours | 2.00 | 2.00 | 1000 | 0.25 | 3.00000 |" in text
     assert "| float32 | 100 | 20 | 20.0 | 10.0 | 5.0% | 0.1 | 0.2 |" in text
+    assert "| linear layers | 75% |" in text
     assert "7.0 s" in text and "| 10 | 5 | 1.0 | 100.00 | 9 |" in text
+
+
+def test_the_profile_and_the_plot(scripts, bench, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib", reason="benchmarks/requirements.txt is not installed")
+    speed = scripts["speed"]
+    monkeypatch.setattr(speed.Bench, "of", lambda *_: bench)
+    found = speed.measure_profile(argparse.Namespace(dataset="", data=None, prompts=2), {})
+    for shares in found.values():
+        assert sum(shares.values()) == pytest.approx(1)
+        assert shares["linear layers"] > 0 and shares["attention"] > 0
+    speed.plot_growth({"users": {"4": 1.0, "8": 2.0}, "items": {"1": 1.0}}, tmp_path / "x.svg")
+    assert ElementTree.parse(tmp_path / "x.svg").getroot().tag.endswith("svg")
 
 
 def test_a_large_catalogue_runs_in_a_process_of_its_own(scripts):
