@@ -90,14 +90,14 @@ class Bench:
         return Ranker(model, prompts, verbalizer, BATCH_TOKENS, n_permutations)
 
     def sample(
-        self, n_users: int, seed: int, n_history: int = N_HISTORY, n_candidates: int = K
+        self, n_users: int, seed: int, n_history: int = N_HISTORY, n_candidates: int | None = None
     ) -> tuple[list[list[int]], list[list[int]]]:
         """Some users' histories, and random items as candidates: their titles are what counts."""
         generator = np.random.default_rng(seed + 1)
         users = generator.choice(len(self.histories), n_users, replace=False)
         histories = [self.histories[user][-n_history:] if n_history else [] for user in users]
         pools = [
-            (1 + generator.choice(len(self.titles) - 1, n_candidates, replace=False)).tolist()
+            (1 + generator.choice(len(self.titles) - 1, n_candidates or K, replace=False)).tolist()
             for _ in users
         ]
         return histories, pools
