@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CODE = """
 import recbole_llamarec, sys
+assert "transformers" not in sys.modules  # importing it takes seconds
 from recbole.config import Config
 config = Config(model="LlamaRec", dataset="ml-100k")
 print(recbole_llamarec.__file__, config["rerank_candidates"], config["item_text_format"])

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 PACKED = "packed"  # the name of the attention function in transformers
 MIN_SHARED = 16  # tokens; what is shorter is not worth a segment of its own
@@ -171,6 +170,8 @@ def packed_attention(
         ValueError: the model's attention has something that is not computed here.
     """
     if packing is None:
+        from transformers import AttentionInterface
+
         sdpa = AttentionInterface()["sdpa"]
         others |= {"dropout": dropout, "scaling": scaling, "softcap": softcap}
         others |= {"sliding_window": sliding_window}
@@ -226,10 +227,6 @@ def _attend(
     return torch.bmm(weights, values).view(n_heads, n_queries, -1)  # [Q, l, D]
 
 
-AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, AttentionMaskInterface()["sdpa"])
-
-
 @torch.no_grad()
 def use_packing(model: Any, attention: str) -> bool:
     """Switch a model to packed attention if, by trial, it then keeps the prompts of a row apart.
@@ -243,6 +240,10 @@ def use_packing(model: Any, attention: str) -> bool:
     Returns:
         whether it has been switched.
     """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, AttentionMaskInterface()["sdpa"])  # where unpacked
     decoder = model.get_decoder()
     shared = [5 + i % 7 for i in range(2 * MIN_SHARED)]
     prompts = [[*shared, 3, 4, 6], [*shared, 9, 3], [8, 3, 2]]
