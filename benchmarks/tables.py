@@ -164,8 +164,9 @@ def markdown_comparison(rows: list[Row]) -> str:
         for row in own:
             published = [f"{row.published[m]:.4f}" if m in row.published else "–" for m in metrics]
             body.append([row.model, "ours", *(row.text(m) for m in metrics)])
-            body.append(["", "published", *published])
-            body.append(["", "ratio", *(row.ratio(m) for m in metrics)])
+            if row.published:
+                body.append(["", "published", *published])
+                body.append(["", "ratio", *(row.ratio(m) for m in metrics)])
         parts.append(f"### {dataset}\n\n" + markdown_table(["model", "", *metrics], body))
     return "\n\n".join(parts)
 
@@ -192,7 +193,7 @@ def markdown_significance(suite: Suite, results: Results, out: Path) -> str:
                 f"### {model}, {dataset}\n\n{users} users, mean over {len(cells)} seeds.\n\n"
                 + markdown_table(["metric", "LlamaRec - retriever", "p"], body)
             )
-    return "\n\n".join(parts) or "No cell of LlamaRec is finished."
+    return "\n\n".join(parts)
 
 
 def markdown_reported(published: Mapping[str, Any], rows: list[Row]) -> str:
@@ -200,6 +201,8 @@ def markdown_reported(published: Mapping[str, Any], rows: list[Row]) -> str:
     reported = published[PAPER].get("table_4", {})
     parts = []
     for dataset, models in reported.items():
+        if dataset not in {row.dataset for row in rows}:
+            continue
         metrics = list(dict.fromkeys(metric for values in models.values() for metric in values))
         body = [
             [
@@ -214,17 +217,22 @@ def markdown_reported(published: Mapping[str, Any], rows: list[Row]) -> str:
             if row.dataset == dataset and row.model in ("LRURec", "LlamaRec")
         ]
         parts.append(f"### {dataset}\n\n" + markdown_table(["model", *metrics], body))
-    return "\n\n".join(parts) or "No figures on record."
+    return "\n\n".join(parts)
 
 
 def markdown_splits(results: Results) -> str:
     """The counts of each data set (the paper's Table 2) and the digest of its split."""
-    splits = {result["cell"]["dataset"]: result["split"] for result in results.values()}
-    head = ["data set", "users", "items", "interactions", "mean length", "SHA-256 of the split"]
+    splits: dict[str, dict[str, Any]] = {}  # by digest
+    models: dict[str, dict[str, None]] = {}
+    for result in results.values():
+        digest = result["split"]["sha256"]
+        splits[digest] = {**result["split"], "dataset": result["cell"]["dataset"]}
+        models.setdefault(digest, {})[Cell(**result["cell"]).title] = None
+    head = ["data set", "users", "items", "interactions", "mean length", "SHA-256 of the split", ""]
     body = [
-        [name, *(str(s[k]) for k in ("users", "items", "interactions"))]
-        + [f"{s['mean_length']:.2f}", f"`{s['sha256']}`"]
-        for name, s in splits.items()
+        [split["dataset"], *(str(split[k]) for k in ("users", "items", "interactions"))]
+        + [f"{split['mean_length']:.2f}", f"`{digest}`", ", ".join(models[digest])]
+        for digest, split in splits.items()
     ]
     return markdown_table(head, body)
 
@@ -278,24 +286,31 @@ def markdown_page(suite: Suite, results: Results, out: Path) -> str:
     )
     machines = sorted({result["machine"] for result in results.values()})
     versions = dict.fromkeys(json.dumps(result["versions"]) for result in results.values())
-    sections = [
-        f"# Suite {suite.name}",
+    head = (
+        f"# Suite {suite.name}\n\n"
         f"{len(results)} of {suite.n_cells} cells are finished. Made by `python benchmarks/run.py "
         f"benchmarks/suites/{suite.name}.yaml`; mean ± standard deviation over seeds. Machine: "
-        f"{', '.join(machines)}. Versions: {'; '.join(versions)}.",
-        "## Data (the paper's Table 2)\n\n" + markdown_splits(results),
-        "## Test results (the paper's Table 1)\n\n" + markdown_comparison(table_1),
-        "## Valid retrieval subset (the paper's Table 3)\n\n"
-        f"Test users whose target is among the candidates: {n_retrieved}.\n\n"
-        + markdown_comparison(table_3),
-        "## LlamaRec against its retriever\n\n" + markdown_significance(suite, results, out),
-        "## Other LLM-based recommenders (the paper's Table 4)\n\n"
-        + markdown_reported(read_published(), table_1),
-        "## Grids\n\n" + markdown_grids(suite, results),
-        "## Learning curves\n\n" + markdown_curves(suite, results),
-        "## Cost\n\n" + markdown_notes(table_1),
-    ]
-    return "\n\n".join(sections) + "\n"
+        f"{', '.join(machines)}. Versions: {'; '.join(versions)}."
+    )
+    sections = {
+        "Data (the paper's Table 2)": markdown_splits(results),
+        "Test results (the paper's Table 1)": markdown_comparison(table_1),
+        "Valid retrieval subset (the paper's Table 3)": (
+            f"Test users whose target is among the candidates: {n_retrieved}.\n\n"
+            + markdown_comparison(table_3)
+        ),
+        "LlamaRec against its retriever": markdown_significance(suite, results, out),
+        "Other LLM-based recommenders (the paper's Table 4)": markdown_reported(
+            read_published(), table_1
+        ),
+        "Grids": markdown_grids(suite, results),
+        "Learning curves": markdown_curves(suite, results),
+        "Cost": markdown_notes(table_1),
+    }
+    return (
+        "\n\n".join([head, *(f"## {title}\n\n{text}" for title, text in sections.items() if text)])
+        + "\n"
+    )
 
 
 def latex(rows: list[Row]) -> str:

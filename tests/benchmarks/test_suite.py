@@ -188,7 +188,7 @@ def test_ours_stand_beside_the_published_figures():
     table = markdown_comparison([row("LRURec", [0.06, 0.08], 0.0705), row("NARM", [0.05])])
     assert "| LRURec | ours | 0.0700 ± 0.0141 |" in table
     assert "|  | published | 0.0705 |\n|  | ratio | 0.99 |" in table
-    assert "| NARM | ours | 0.0500 |\n|  | published | – |\n|  | ratio | – |" in table
+    assert table.endswith("| NARM | ours | 0.0500 |")  # the paper has no such row
 
 
 def test_latex_marks_the_best():
