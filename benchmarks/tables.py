@@ -190,7 +190,7 @@ def markdown_significance(suite: Suite, results: Results, out: Path) -> str:
                 for metric, test in tests.items()
             ]
             parts.append(
-                f"### {model}, {dataset}\n\n{users} users, mean over {len(cells)} seeds.\n\n"
+                f"### {model}, {dataset}\n\n{users} users, seeds: {len(cells)}.\n\n"
                 + markdown_table(["metric", "LlamaRec - retriever", "p"], body)
             )
     return "\n\n".join(parts)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 PACKED = "packed"  # the name of the attention function in transformers
 MIN_SHARED = 16  # tokens; what is shorter is not worth a segment of its own
 _logger = logging.getLogger(__name__)
-QUERY_BLOCK = 128  # queries that meet their keys at once: what lies above the diagonal is skipped
+QUERY_BLOCK = 192  # queries that meet their keys at once: what lies above the diagonal is skipped
 _SPECIAL = ("s_aux", "position_bias", "cache")  # of transformers' models, and not computed here
 
 
@@ -208,19 +208,25 @@ def _attend(
     n_keys = first + n_queries
     begin = max(0, first - window + 1) if window else 0  # what no query sees
     keys, values = keys[:, begin:n_keys], values[:, begin:n_keys]  # [K, k, D]
+    places = torch.arange(first, n_keys, device=queries.device)[:, None]  # [l, 1]
+    seen = torch.arange(begin, n_keys, device=queries.device)  # [k]
+    visible = seen <= places  # [l, k]
+    if window:
+        visible &= seen > places - window
+    if queries.dtype == torch.float32 and not softcap:
+        return nn.functional.scaled_dot_product_attention(
+            *(queries[None], keys[None], values[None]),
+            attn_mask=visible,
+            dropout_p=dropout,
+            scale=1.0,
+            enable_gqa=True,
+        )[0]
+    # On a CPU, plain matrix products in half precision are twice as fast as torch's own attention.
     grouped = queries.reshape(len(keys), -1, queries.size(-1))  # [K, Q / K * l, D]
     scores = torch.bmm(grouped, keys.transpose(1, 2))  # [K, Q / K * l, k]
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
-    places = torch.arange(first, n_keys, device=scores.device)[:, None]  # [l, 1]
-    # Only the last l keys can lie behind a query; only a window hides keys before them.
-    begin_masked = begin if window else first
-    seen = torch.arange(begin_masked, n_keys, device=scores.device)  # [k or l]
-    hidden = seen > places  # [l, k or l]
-    if window:
-        hidden |= seen <= places - window
-    by_head = scores.view(n_heads, n_queries, -1)  # [Q, l, k]
-    by_head[:, :, begin_masked - begin :].masked_fill_(hidden, -torch.inf)
+    scores.view(n_heads, n_queries, -1).masked_fill_(~visible, -torch.inf)
     weights = scores.softmax(dim=-1)  # [K, Q / K * l, k]
     if dropout:
         weights = nn.functional.dropout(weights, dropout)
