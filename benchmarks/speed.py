@@ -35,7 +35,10 @@ PARTS = ("ranking", "tuning", "evaluation", "start", "retrieval", "growth", "pro
 TUNING = ("reference", "ours", "ours bfloat16")
 OPERATIONS = {
     "linear layers": {"aten::mm", "aten::addmm", "aten::linear"},
-    "attention": {"aten::bmm", "aten::_softmax", "aten::masked_fill_"},
+    "attention": {
+        *("aten::bmm", "aten::_softmax", "aten::masked_fill_"),
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+    },
 }
 EVALUATION = ("float32", "bfloat16", "8 bits")
 
