@@ -261,9 +261,8 @@ def test_the_adapter_directory_loads_with_peft(trained, loaded, tiny_llama):
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    base, _ = load_language_model(
-        LanguageModelSettings(name_or_path=str(tiny_llama)), torch.device("cpu")
-    )
+    settings = LanguageModelSettings(name_or_path=str(tiny_llama), dtype="float32")
+    base, _ = load_language_model(settings, torch.device("cpu"))
     other = PeftModel.from_pretrained(base, str(directory)).eval()
     input_ids, lengths = pad_right([[5, 6, 7], [8, 9]], torch.device("cpu"))
     with torch.no_grad():
