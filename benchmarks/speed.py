@@ -36,7 +36,7 @@ TUNING = ("reference", "ours", "ours bfloat16")
 OPERATIONS = {
     "linear layers": {"aten::mm", "aten::addmm", "aten::linear"},
     "attention": {
-        *("aten::bmm", "aten::_softmax", "aten::masked_fill_"),
+        *("aten::bmm", "aten::baddbmm", "aten::_softmax"),
         "aten::_scaled_dot_product_flash_attention_for_cpu",
     },
 }

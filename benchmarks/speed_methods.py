@@ -44,6 +44,15 @@ MODELS = {
 Method = Callable[[list, list], Tensor | None]
 
 
+def read(dataset: str, data: str | None, **settings: Any) -> tuple:
+    """A run's configuration and its three loaders; ``settings`` are further keys."""
+    settings |= {"show_progress": False} | ({"data_path": data} if data else {})
+    arguments, sys.argv = sys.argv, sys.argv[:1]  # RecBole reads the command line
+    config = Config(model="LlamaRec", dataset=dataset, config_dict=settings)
+    sys.argv = arguments
+    return config, *data_preparation(config, create_dataset(config))
+
+
 @dataclass
 class Bench:
     """A data set's test histories and titles, and the language models that read them."""
@@ -51,19 +60,12 @@ class Bench:
     histories: list[list[int]]
     titles: list[str]
     models: dict[str, tuple] = field(default_factory=dict)
+    prompts: PromptBuilder | None = None
 
     @classmethod
     def of(cls, dataset: str, data: str | None, **settings: Any) -> Bench:
         """Read a data set as LlamaRec does; ``settings`` are further keys."""
-        settings |= {"ranking_method": "none", "show_progress": False}
-        arguments, sys.argv = sys.argv, sys.argv[:1]  # RecBole reads the command line
-        config = Config(
-            model="LlamaRec",
-            dataset=dataset,
-            config_dict=settings | ({"data_path": data} if data else {}),
-        )
-        sys.argv = arguments
-        train, _, test = data_preparation(config, create_dataset(config))
+        config, train, _, test = read(dataset, data, ranking_method="none", **settings)
         rows = test.dataset.inter_feat
         sequences = rows["item_id_list"].tolist()
         lengths = rows["item_length"].tolist()
@@ -84,7 +86,9 @@ class Bench:
         """Our ranker of the paper's prompts."""
         model, tokenizer = self._loaded(kind)
         labels = default_labels(2 * K)
-        prompts = PromptBuilder(tokenizer, self.titles, labels, max_history=2 * N_HISTORY)
+        if self.prompts is None:  # all read the same tokenizer
+            self.prompts = PromptBuilder(tokenizer, self.titles, labels, max_history=2 * N_HISTORY)
+        prompts = self.prompts
         text = prompts.text(range(1, K + 1), range(1, K + 1))
         verbalizer = Verbalizer.for_tokenizer(tokenizer, labels, text)
         return Ranker(model, prompts, verbalizer, BATCH_TOKENS, n_permutations)

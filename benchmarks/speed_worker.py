@@ -15,15 +15,13 @@ RESULT = "RESULT "
 
 
 def in_a_process(part: str, task: dict[str, Any]) -> dict[str, Any]:
-    """Run ``part`` in a new process; return what it reports, with its wall time and peak memory."""
-    start = time.perf_counter()
+    """Run ``part`` in a new process; return what it reports, with its peak memory."""
     command = [sys.executable, __file__, part, json.dumps(task)]
     process = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in process.stdout.splitlines() if line.startswith(RESULT)]
     if process.returncode or not lines:
         raise RuntimeError(f"{part} {task} failed:\n{process.stderr[-3000:]}")
-    report = json.loads(lines[-1].removeprefix(RESULT))
-    return {**report, "process_seconds": time.perf_counter() - start}
+    return json.loads(lines[-1].removeprefix(RESULT))
 
 
 def tuning(task: dict[str, Any]) -> dict[str, Any]:
@@ -78,33 +76,28 @@ def evaluation(task: dict[str, Any]) -> dict[str, Any]:
     """A test set as users evaluate it, and how much of the time the language model takes."""
     import numpy as np
     import torch
-    from recbole.config import Config
-    from recbole.data import create_dataset, data_preparation
-    from speed_methods import MODELS
+    from speed_methods import MODELS, read
 
     from recbole_llamarec.llamarec import LlamaRec
     from recbole_llamarec.registry import loader_like
-    from recbole_llamarec.retrieval.retriever import train_retriever
+    from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
     from recbole_llamarec.trainer import LlamaRecTrainer
 
     settings = {f"llm_{key}": value for key, value in MODELS[task["method"]].items()}
-    settings |= {"show_progress": False, "epochs": 0, "seed": 2020}
-    settings |= {"data_path": task["data"]} if task["data"] else {}
-    config = Config(model="LlamaRec", dataset=task["dataset"], config_dict=settings)
-    train, valid, test = data_preparation(config, create_dataset(config))
+    config, train, valid, test = read(
+        task["dataset"], task["data"], epochs=0, seed=2020, **settings
+    )
     model = LlamaRec(config, train.dataset)
     trainer = LlamaRecTrainer(config, model)
     trainer.eval_collector.data_collect(train)
     file = Path("saved") / f"speed-{task['dataset']}.pth"
-    if not file.is_file():
+    if file.is_file():
+        load_retriever(model.retriever, config["retriever"], file)
+    else:
         file.parent.mkdir(exist_ok=True)
         train_retriever(
             model.retriever_config, model.retriever, train, valid, file, True, False, model.seen
         )
-    else:
-        from recbole_llamarec.retrieval.retriever import load_retriever
-
-        load_retriever(model.retriever, "LRURec", file)
     rows = np.sort(np.random.default_rng(0).permutation(len(test.dataset))[: task["rows"]])
     subset = test.dataset.copy(test.dataset.inter_feat[torch.from_numpy(rows)])
     loader = loader_like(test, config, subset)
@@ -145,18 +138,12 @@ def start(task: dict[str, Any]) -> dict[str, Any]:
 
 def retrieval(task: dict[str, Any]) -> dict[str, Any]:
     """20 candidates for every user of a data set, by an LRURec of its size."""
-    from recbole.config import Config
-    from recbole.data import create_dataset, data_preparation
-    from speed_methods import K
+    from speed_methods import K, read
 
-    import recbole_llamarec  # noqa: F401
     from recbole_llamarec.llamarec import LlamaRec
     from recbole_llamarec.retrieval.retriever import top_candidates
 
-    settings = {"ranking_method": "none", "show_progress": False}
-    settings |= {"data_path": task["data"]} if task["data"] else {}
-    config = Config(model="LlamaRec", dataset=task["dataset"], config_dict=settings)
-    train, _, test = data_preparation(config, create_dataset(config))
+    config, train, _, test = read(task["dataset"], task["data"], ranking_method="none")
     model = LlamaRec(config, train.dataset)
     rows = test.dataset.inter_feat
     begin = time.perf_counter()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 
 PACKED = "packed"  # the name of the attention function in transformers
 MIN_SHARED = 16  # tokens; what is shorter is not worth a segment of its own
-_logger = logging.getLogger(__name__)
 QUERY_BLOCK = 192  # queries that meet their keys at once: what lies above the diagonal is skipped
 _SPECIAL = ("s_aux", "position_bias", "cache")  # of transformers' models, and not computed here
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -
     order = sorted(range(len(rows)), key=rows.__getitem__)
     for part in _split(rows, order, 0):
         lay(part, 0, ())
-    as_tensor = lambda values: torch.tensor(values, device=device)  # noqa: E731
+    as_tensor = partial(torch.tensor, device=device)
     return Packing(as_tensor(input_ids), as_tensor(position_ids), as_tensor(ends), tuple(segments))
 
 
@@ -208,29 +210,41 @@ def _attend(
     n_keys = first + n_queries
     begin = max(0, first - window + 1) if window else 0  # what no query sees
     keys, values = keys[:, begin:n_keys], values[:, begin:n_keys]  # [K, k, D]
-    places = torch.arange(first, n_keys, device=queries.device)[:, None]  # [l, 1]
-    seen = torch.arange(begin, n_keys, device=queries.device)  # [k]
-    visible = seen <= places  # [l, k]
-    if window:
-        visible &= seen > places - window
+    mask = _causal_mask(n_queries, n_keys - begin, window, queries.dtype, queries.device)
     if queries.dtype == torch.float32 and not softcap:
         return nn.functional.scaled_dot_product_attention(
             *(queries[None], keys[None], values[None]),
-            attn_mask=visible,
+            attn_mask=mask,
             dropout_p=dropout,
             scale=1.0,
             enable_gqa=True,
         )[0]
     # On a CPU, plain matrix products in half precision are twice as fast as torch's own attention.
     grouped = queries.reshape(len(keys), -1, queries.size(-1))  # [K, Q / K * l, D]
-    scores = torch.bmm(grouped, keys.transpose(1, 2))  # [K, Q / K * l, k]
+    masks = mask.repeat(n_heads // len(keys), 1)  # [Q / K * l, k]
     if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores.view(n_heads, n_queries, -1).masked_fill_(~visible, -torch.inf)
+        scores = torch.bmm(grouped, keys.transpose(1, 2))  # [K, Q / K * l, k]
+        scores = softcap * torch.tanh(scores / softcap) + masks
+    else:
+        scores = torch.baddbmm(masks, grouped, keys.transpose(1, 2))  # [K, Q / K * l, k]
     weights = scores.softmax(dim=-1)  # [K, Q / K * l, k]
     if dropout:
         weights = nn.functional.dropout(weights, dropout)
     return torch.bmm(weights, values).view(n_heads, n_queries, -1)  # [Q, l, D]
+
+
+@lru_cache(maxsize=128)  # all layers read the same ones
+def _causal_mask(
+    n_queries: int, n_keys: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """What to add to the scores where the queries are the last of the keys; ``[l, k]``."""
+    places = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None]  # [l, 1]
+    seen = torch.arange(n_keys, device=device)  # [k]
+    visible = seen <= places  # [l, k]
+    if window:
+        visible &= seen > places - window
+    mask = torch.zeros(n_queries, n_keys, dtype=dtype, device=device)
+    return mask.masked_fill_(~visible, -torch.inf)
 
 
 @torch.no_grad()
