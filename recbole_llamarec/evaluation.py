@@ -81,6 +81,15 @@ class EvaluationReport:
         return int((self.users["retriever_rank"] <= self.n_candidates).sum())
 
     @property
+    def ranker(self) -> Mapping[str, float] | None:
+        """Metrics of the ranker's order without the retriever's scores; ``None`` without fusion."""
+        prefix = "ranker_"
+        if prefix + "rank" not in self.users:
+            return None
+        means = self.users.filter(like=prefix).drop(columns=prefix + "rank").mean()
+        return {name.removeprefix(prefix): value for name, value in means.items()}
+
+    @property
     def ceiling(self) -> float:
         """The retriever's Recall at K, which no order of the candidates can exceed."""
         return self.n_retrieved / self.n_rows if self.n_rows else 0.0
@@ -91,6 +100,7 @@ class EvaluationReport:
         retrieved = f"{self.retriever_name}, retrieved"
         rows: Sequence[tuple[str, int, Mapping[str, float] | None]] = (
             (self.retriever_name, self.n_rows, self.retriever),
+            ("its ranker alone", self.n_rows, self.ranker),
             ("LlamaRec", self.n_rows, self.llamarec),
             (retrieved, self.n_retrieved, self.retriever_on_retrieved),
             ("LlamaRec, retrieved", self.n_retrieved, self.llamarec_on_retrieved),
@@ -145,6 +155,17 @@ def rank_metrics(ranks: np.ndarray, metrics: Sequence[str], topk: Sequence[int])
     return pd.DataFrame(columns)
 
 
+def ranks_of(scores: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Rank of one candidate in each row, from 1; equal scores stand in the order of the columns.
+
+    Args:
+        scores: ``[rows, K]``, higher is better.
+        places: the candidate's column, ``[rows]``.
+    """
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return 1 + (order == places[:, None]).argmax(axis=1)
+
+
 def user_table(
     users: Sequence[str],
     items: Sequence[str],
@@ -156,7 +177,8 @@ def user_table(
 
     Args:
         users, items: tokens of each row's user and target.
-        ranks: the target's rank in each row, from 1, by stage (``retriever``, ``llamarec``).
+        ranks: the target's rank in each row, from 1, by stage (``retriever``, ``llamarec``; with
+            fusion also ``ranker``, the ranker alone).
         metrics, topk: as RecBole's configuration has them.
 
     Returns:

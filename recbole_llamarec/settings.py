@@ -53,7 +53,16 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "generate_instruction": _TEXT,
     "rerank_candidates": _whole(2),
+    "rerank_order": (lambda value: value in ("retriever", "shuffle"), "retriever or shuffle"),
     "rerank_permutations": _whole(1),
+    "rerank_label_prior_rows": _whole(0),
+    "rerank_fusion": (
+        lambda value: (
+            value in (None, "auto") or (type(value) in (int, float) and 0 <= value < float("inf"))
+        ),
+        "auto, a weight of at least 0, or nothing (~)",
+    ),
+    "rerank_fusion_rows": _optional(_whole(1)),
     "rerank_mask_seen": _SWITCH,
     "rerank_skip_misses": _SWITCH,
     "verbalizer_labels": _optional(_LABELS),
@@ -62,6 +71,16 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prompt_max_tokens": _optional(_whole(1)),
     "llm_batch_tokens": _whole(1),
     "lora_adapter": _optional(_TEXT),
+    "train_candidates": (
+        lambda value: value in ("random", "retriever", "mixed"),
+        "random, retriever or mixed",
+    ),
+    "train_candidates_from": _whole(2),
+    "train_positions": _whole(1),
+    "train_loss": (
+        lambda value: value in ("label", "next_token", "ranknet"),
+        "label, next_token or ranknet",
+    ),
     "train_max_samples": _optional(_whole(0)),
     "train_batch_tokens": _whole(1),
     "train_eval_steps": _optional(_whole(1)),
@@ -88,7 +107,11 @@ class LlamaRecSettings:
     ranking_method: str
     generate_instruction: str
     rerank_candidates: int
+    rerank_order: str
     rerank_permutations: int
+    rerank_label_prior_rows: int
+    rerank_fusion: str | float | None
+    rerank_fusion_rows: int | None
     rerank_mask_seen: bool
     rerank_skip_misses: bool
     verbalizer_labels: tuple[str, ...]
@@ -100,6 +123,10 @@ class LlamaRecSettings:
     llm_batch_tokens: int
     lora: LoraSettings
     lora_adapter: str | None
+    train_candidates: str
+    train_candidates_from: int
+    train_positions: int
+    train_loss: str
     train_max_samples: int | None
     train_batch_tokens: int
     train_eval_steps: int | None
@@ -133,6 +160,7 @@ class LlamaRecSettings:
             )
         errors += _valid_metric_errors(config)
         errors += _permutation_errors(config)
+        errors += _candidate_errors(config)
         groups: dict[str, Any] = {}
         for prefix, kind in GROUPS.items():
             try:
@@ -194,6 +222,24 @@ def _permutation_errors(config) -> list[str]:
         f"rerank_permutations: {n_orders} must be at most rerank_candidates, {n_candidates}, which "
         "can be rotated so many times."
     ]
+
+
+def _candidate_errors(config) -> list[str]:
+    """What other keys do not allow for the candidates and for fusion."""
+    errors = []
+    depth, n_candidates = config["train_candidates_from"], config["rerank_candidates"]
+    drawn = config["train_candidates"] in ("retriever", "mixed")
+    if drawn and type(depth) is int and type(n_candidates) is int and depth < n_candidates:
+        errors.append(
+            f"train_candidates_from: {depth} must be at least rerank_candidates, {n_candidates}."
+        )
+    weight, method = config["rerank_fusion"], config["ranking_method"]
+    if method == "generate" and type(weight) in (int, float):
+        errors.append(
+            f"rerank_fusion: {weight!r} needs the log-probabilities of ranking_method: verbalizer; "
+            "set it to ~."
+        )
+    return errors
 
 
 def report_unknown_keys(given: Iterable[str], known: Iterable[str]) -> list[str]:

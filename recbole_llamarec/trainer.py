@@ -15,17 +15,20 @@ from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, early_stopping, init_seed
 from tqdm import tqdm
 
-from recbole_llamarec.data.samples import random_pool
+from recbole_llamarec.data.samples import blocks_of_positions, random_pool, retriever_pool
 from recbole_llamarec.evaluation import (
     EvaluationReport,
     RecordingEvaluator,
     only_rank_metrics,
+    rank_metrics,
+    ranks_of,
     user_table,
 )
+from recbole_llamarec.fusion import fit_fusion, fused
 from recbole_llamarec.ranking.adapter import adapter_state, load_adapter_state, save_adapter
 from recbole_llamarec.ranking.tuning import tuning_step
 from recbole_llamarec.registry import loader_like
-from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
+from recbole_llamarec.retrieval.retriever import load_retriever, top_candidates, train_retriever
 
 
 class LlamaRecTrainer(Trainer):
@@ -97,6 +100,7 @@ class LlamaRecTrainer(Trainer):
             )
         if self.settings.has_ranker:
             self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
+            self._calibrate(train_data, valid_data, show_progress)
         elif valid_data:
             self.best_valid_result = super().evaluate(valid_data, load_best_model=False)
             self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
@@ -114,8 +118,10 @@ class LlamaRecTrainer(Trainer):
         if self.settings.ranking_method == "generate" and self.epochs:
             self.logger.warning("ranking_method: generate is not tuned; it ranks as it is loaded.")
         optimizer = self._build_optimizer(params=[p for p in model.parameters() if p.requires_grad])
-        batches = self._training_batches(len(train_data.dataset))
-        subset = self._validation_subset(valid_data) if valid_data else None
+        users = train_data.dataset.inter_feat[self.model.USER_ID].numpy()
+        blocks, later = blocks_of_positions(users, self.settings.train_positions)
+        batches = self._training_batches(blocks)
+        subset = self._subset(valid_data, self.settings.train_eval_rows) if valid_data else None
         if verbose:
             self.logger.info(
                 f"Stage 2 of 2: tuning the ranker on {sum(map(len, batches))} samples in "
@@ -131,7 +137,7 @@ class LlamaRecTrainer(Trainer):
                 if step:
                     losses.append(
                         self._tuning_step(
-                            train_data.dataset, rows, step, optimizer, progress.update
+                            train_data.dataset, rows, later[rows], step, optimizer, progress.update
                         )
                     )
                     self.tensorboard.add_scalar("Loss/Ranker", losses[-1], step)
@@ -158,39 +164,47 @@ class LlamaRecTrainer(Trainer):
         if best_adapter is not None:
             load_adapter_state(model, best_adapter)
 
-    def _training_batches(self, n_rows: int) -> list[np.ndarray]:
-        """Rows of each optimizer step: every epoch a new order, at most ``train_max_samples``."""
+    def _training_batches(self, blocks: np.ndarray) -> list[np.ndarray]:
+        """Rows of each optimizer step: every epoch a new order, at most ``train_max_samples``.
+
+        Args:
+            blocks: the block of each row, from :func:`blocks_of_positions`, whose rows stay
+                together.
+        """
         batches: list[np.ndarray] = []
         if self.settings.ranking_method == "generate":
             return batches
         size = self.config["train_batch_size"]
         for epoch in range(self.epochs):
-            order = np.random.default_rng([self.config["seed"], epoch]).permutation(n_rows)
-            order = order[: self.settings.train_max_samples]
+            generator = np.random.default_rng([self.config["seed"], epoch])
+            places = np.argsort(generator.permutation(blocks.max(initial=-1) + 1))  # of blocks
+            order = np.argsort(places[blocks], kind="stable")[: self.settings.train_max_samples]
             batches += [order[start : start + size] for start in range(0, len(order), size)]
         return batches
 
-    def _tuning_step(self, dataset, rows: np.ndarray, step: int, optimizer, on_progress) -> float:
+    def _tuning_step(
+        self, dataset, rows: np.ndarray, later: np.ndarray, step: int, optimizer, on_progress
+    ) -> float:
+        """One optimizer step.
+
+        The window of the history shown moves on with a user's positions. Within a block it begins
+        where the last position's begins, so that the prompts have their beginning in common.
+        """
         if self._is_distributed:  # a batch smaller than the processes is given to each whole
-            share = rows[self.config["local_rank"] :: self.config["world_size"]]
-            rows = share if len(rows) >= self.config["world_size"] else rows
+            share = slice(self.config["local_rank"], None, self.config["world_size"])
+            if len(rows) >= self.config["world_size"]:
+                rows, later = rows[share], later[share]
         model, inter = self.model, dataset.inter_feat
-        users, targets = inter[model.USER_ID].numpy(), inter[model.ITEM_ID].numpy()
         sequences, lengths = inter[model.ITEM_SEQ].numpy(), inter[model.ITEM_SEQ_LEN].numpy()
-        pools = [
-            random_pool(
-                targets[row],
-                model.seen.of(users[row]),
-                model.n_items,
-                self.settings.rerank_candidates,
-                np.random.default_rng([self.config["seed"], step, row]),
-            )
-            for row in rows
-        ]
+        pools = self._training_pools(dataset, rows, step)
         clip = self.clip_grad_norm or {}
+        most = self.settings.prompt_max_history
         return tuning_step(
             model.ranker,
-            [sequences[row, : lengths[row]].tolist() for row in rows],
+            [
+                sequences[row, max(0, lengths[row] - max(1, most - fewer)) : lengths[row]].tolist()
+                for row, fewer in zip(rows, later, strict=True)
+            ],
             [candidates.tolist() for candidates, _ in pools],
             [label for _, label in pools],
             optimizer,
@@ -198,17 +212,141 @@ class LlamaRecTrainer(Trainer):
             clip.get("max_norm"),
             _average_over_processes if self._is_distributed else None,
             on_progress,
+            self.settings.train_loss,
         )
+
+    def _training_pools(self, dataset, rows: np.ndarray, step: int) -> list[tuple[np.ndarray, int]]:
+        """Candidates and the target's place for each row, as ``train_candidates`` says."""
+        model, settings, inter = self.model, self.settings, dataset.inter_feat
+        users, targets = inter[model.USER_ID].numpy(), inter[model.ITEM_ID].numpy()
+        ranked = None
+        if settings.train_candidates != "random":
+            depth = settings.train_candidates_from + 1  # the target may be among them
+            # All that the user has seen in training stands last, the target too.
+            ranked = top_candidates(model.retriever, inter[rows], depth, model.seen).numpy()
+        pools = []
+        for place, row in enumerate(rows):
+            generator = np.random.default_rng([self.config["seed"], step, row])
+            from_retriever = settings.train_candidates == "retriever" or (
+                settings.train_candidates == "mixed" and generator.random() < 0.5
+            )
+            if from_retriever and ranked is not None:
+                unseen = ranked[place][~np.isin(ranked[place], model.seen.of(users[row]))]
+                pool = retriever_pool(
+                    targets[row],
+                    unseen,
+                    settings.rerank_candidates,
+                    settings.train_candidates_from,
+                    generator,
+                )
+            else:
+                pool = random_pool(
+                    targets[row],
+                    model.seen.of(users[row]),
+                    model.n_items,
+                    settings.rerank_candidates,
+                    generator,
+                )
+            pools.append(pool)
+        return pools
+
+    # --- what is fitted after tuning -----------------------------------------------------------
+
+    def _calibrate(self, train_data, valid_data, show_progress: bool) -> None:
+        """Measure the label prior and fit the fusion, as far as the settings ask for them."""
+        if self.settings.ranking_method != "verbalizer":
+            return
+        if self.settings.rerank_label_prior_rows:
+            self._measure_label_prior(train_data.dataset, show_progress)
+        if self.settings.rerank_fusion == "auto" and not valid_data:
+            self.logger.warning(
+                "rerank_fusion: auto needs validation data; the ranker's order stands alone."
+            )
+        elif self.settings.rerank_fusion == "auto":
+            self._fit_fusion(valid_data, show_progress)
+
+    def _measure_label_prior(self, dataset, show_progress: bool) -> None:
+        """Estimate the label prior on training rows with random pools, and subtract it from now."""
+        model, inter = self.model, dataset.inter_feat
+        order = np.random.default_rng(self.config["seed"]).permutation(len(inter))
+        rows = np.sort(order[: self.settings.rerank_label_prior_rows])
+        sequences, lengths = inter[model.ITEM_SEQ].numpy(), inter[model.ITEM_SEQ_LEN].numpy()
+        users, targets = inter[model.USER_ID].numpy(), inter[model.ITEM_ID].numpy()
+        pools = [
+            random_pool(
+                targets[row],
+                model.seen.of(users[row]),
+                model.n_items,
+                self.settings.rerank_candidates,
+                np.random.default_rng([self.config["seed"], row]),
+            )[0].tolist()
+            for row in rows
+        ]
+        histories = [sequences[row, : lengths[row]].tolist() for row in rows]
+        prior = model.ranker.measure_label_prior(histories, pools, show_progress)
+        model.ranker.label_prior = prior
+        labels = self.settings.verbalizer_labels
+        self.logger.info(
+            f"Label prior on {len(rows)} rows, subtracted: standard deviation {prior.std():.3f} "
+            f"nats, highest {labels[int(prior.argmax())]} ({prior.max():+.3f}), lowest "
+            f"{labels[int(prior.argmin())]} ({prior.min():+.3f})"
+        )
+
+    def _fit_fusion(self, valid_data, show_progress: bool) -> None:
+        """Fit the ranker's weight on validation rows; the best validation result is then fused."""
+        subset = self._subset(valid_data, self.settings.rerank_fusion_rows)
+        self.model.fusion_weight = None
+        with self.model.evaluating(
+            rerank=True, skip_misses=True, show_progress=show_progress
+        ) as noted:
+            super().evaluate(subset, load_best_model=False)
+        found = self._gathered(noted)
+        fusion = fit_fusion(found["retriever"], found["ranker"], found["places"])
+        self.model.fusion_weight = fusion.weight
+        self.logger.info(fusion.summary())
+        scores = fused(found["retriever"], found["ranker"], fusion.weight)
+        if not only_rank_metrics([self.valid_metric.split("@")[0]]):
+            return
+        results = {}
+        for name, ranks in {
+            "retriever": found["places"] + 1,
+            "ranker": ranks_of(found["ranker"], found["places"]),
+            "fused": ranks_of(scores, found["places"]),
+        }.items():
+            all_ranks = found["ranks"].copy()
+            all_ranks[all_ranks <= self.settings.rerank_candidates] = ranks
+            columns = rank_metrics(all_ranks, self.config["metrics"], self.config["topk"])
+            results[name] = columns.mean().to_dict()
+        line = ", ".join(f"{k} {v[self.valid_metric.lower()]:.4f}" for k, v in results.items())
+        self.logger.info(f"{self.valid_metric} on {len(found['ranks'])} validation rows: {line}")
+        self.best_valid_result = {**(self.best_valid_result or {}), **results["fused"]}
+        self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
+
+    def _gathered(self, noted) -> dict[str, np.ndarray]:
+        """What a pass has noted of the rows that were ranked, of all processes together."""
+        n_candidates = self.settings.rerank_candidates
+        found = {
+            "retriever": [*noted.retriever_scores, torch.empty(0, n_candidates)],
+            "ranker": [*noted.ranker_scores, torch.empty(0, n_candidates)],
+            "places": [*noted.places, torch.empty(0, dtype=torch.int64)],
+            "ranks": noted.ranks,
+        }
+        arrays = {name: torch.cat(parts).numpy() for name, parts in found.items()}
+        if not self._is_distributed:
+            return arrays
+        of_all: list = [None] * self.config["world_size"]
+        dist.all_gather_object(of_all, arrays)
+        return {name: np.concatenate([part[name] for part in of_all]) for name in arrays}
 
     def _is_validation_step(self, step: int, n_steps: int) -> bool:
         every = self.settings.train_eval_steps
         return step == n_steps or (every is not None and step > 0 and step % every == 0)
 
-    def _validation_subset(self, valid_data):
-        """A fixed random choice of ``train_eval_rows`` validation rows, as a loader."""
+    def _subset(self, valid_data, n_rows: int | None):
+        """A fixed random choice of validation rows, as a loader; ``None`` takes all."""
         dataset = valid_data.dataset
         order = np.random.default_rng(self.config["seed"]).permutation(len(dataset))
-        rows = np.sort(order[: self.settings.train_eval_rows])
+        rows = np.sort(order[:n_rows])
         subset = dataset.copy(dataset.inter_feat[torch.from_numpy(rows)])
         return loader_like(valid_data, self.config, subset)
 
@@ -259,18 +397,23 @@ class LlamaRecTrainer(Trainer):
         ranks = {"retriever": torch.cat(first.ranks).numpy()}
         retrieved = torch.from_numpy(ranks["retriever"] <= self.settings.rerank_candidates)
         on_retrieved = self._over_rows(retrieved)
-        llamarec, llamarec_on_retrieved = None, None
+        llamarec, llamarec_on_retrieved, shown = None, None, None
         if self.settings.has_ranker:
             with self.model.evaluating(rerank=True, **options) as second:
                 llamarec = super().evaluate(eval_data, False, None, show_progress)
+            if self.model.fusion_weight is not None:
+                ranks["ranker"] = torch.cat(second.ranker_ranks).numpy()
             ranks["llamarec"] = torch.cat(second.ranks).numpy()
+            shown = torch.cat([*second.shown, torch.empty(0, 3, dtype=torch.int64)]).numpy()
             llamarec_on_retrieved = self._over_rows(retrieved)
         self.report = EvaluationReport(
             retriever=retriever,
             llamarec=llamarec,
             retriever_on_retrieved=on_retrieved,
             llamarec_on_retrieved=llamarec_on_retrieved,
-            users=self._user_table(eval_data.dataset, torch.cat(first.targets).numpy(), ranks),
+            users=self._user_table(
+                eval_data.dataset, torch.cat(first.targets).numpy(), ranks, shown
+            ),
             n_candidates=self.settings.rerank_candidates,
             masks_seen=self.settings.rerank_mask_seen,
             retriever_name=self.settings.retriever,
@@ -279,8 +422,14 @@ class LlamaRecTrainer(Trainer):
         self._save_users(self.report)
         return retriever if llamarec is None else llamarec
 
-    def _user_table(self, dataset, targets: np.ndarray, ranks: Mapping[str, np.ndarray]):
-        """Ranks and metrics of all rows, of all processes together."""
+    def _user_table(
+        self,
+        dataset,
+        targets: np.ndarray,
+        ranks: Mapping[str, np.ndarray],
+        shown: np.ndarray | None,
+    ):
+        """Ranks and metrics of all rows, and what they depend on, of all processes together."""
         table = user_table(
             dataset.id2token(dataset.uid_field, targets[:, 0]),
             dataset.id2token(dataset.iid_field, targets[:, 1]),
@@ -288,6 +437,19 @@ class LlamaRecTrainer(Trainer):
             self.config["metrics"],
             self.config["topk"],
         )
+        counts = self.model.item_counts
+        table["history_length"] = [self.model.seen.of(user).size for user in targets[:, 0]]
+        table["target_count"] = counts[targets[:, 1]]
+        if shown is not None and len(shown) and self.model.is_ranker_attached:
+            # ranked are either all rows or those whose target is a candidate, in their order
+            n_candidates = self.settings.rerank_candidates
+            ranked = (ranks["retriever"] <= n_candidates) | (len(shown) == len(table))
+            for column, values in {
+                "shown_first": shown[:, 0],
+                "target_shown": shown[:, 1],
+                "first_count": counts[shown[:, 2]],
+            }.items():
+                table.loc[ranked, column] = values
         if not self._is_distributed:
             return table
         parts: list = [None] * self.config["world_size"]

@@ -93,6 +93,7 @@ def tiny_settings(root: Path, llama: Path) -> dict:
         "llm_dtype": "float32",  # whatever the processor
         "prompt_max_history": 5,
         "rerank_candidates": 8,
+        "rerank_fusion": None,  # the ranker alone
         "train_max_samples": 16,
         "train_batch_size": 8,
         "learning_rate": 1e-2,

@@ -6,13 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import ROOT, checkpoint_of, environment
 from recbole.quick_start import load_data_and_model, objective_function, run_recbole
+from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer
 
+import recbole_llamarec.trainer as trainer_module
 from recbole_llamarec import LlamaRec, LRURec
+from recbole_llamarec.fusion import Fusion
 from recbole_llamarec.registry import load_checkpoint
 
 
@@ -87,7 +92,7 @@ def test_every_prefix_is_a_sample_without_a_limit(tiny_run):
     trainer, train, _, _ = trainer_of(
         tiny_run | {"train_max_samples": None, "epochs": 2, "train_batch_size": 50}
     )
-    batches = trainer._training_batches(len(train.dataset))
+    batches = trainer._training_batches(np.arange(len(train.dataset)))
     rows = [row for batch in batches for row in batch.tolist()]
     assert sorted(rows) == sorted([*range(len(train.dataset))] * 2)
     assert rows[: len(train.dataset)] != rows[len(train.dataset) :]  # a new order each epoch
@@ -118,7 +123,7 @@ def test_the_best_adapter_is_kept_and_tuning_stops_early(tiny_run, monkeypatch):
 
 def test_validation_rows_are_few_and_fixed(tiny_run):
     trainer, _, valid, _ = trainer_of(tiny_run | {"train_eval_rows": 7})
-    rows = [trainer._validation_subset(valid).dataset.inter_feat["user_id"] for _ in range(2)]
+    rows = [trainer._subset(valid, 7).dataset.inter_feat["user_id"] for _ in range(2)]
     assert len(rows[0]) == 7 and torch.equal(*rows)
     assert len(valid.dataset) > 7
 
@@ -159,6 +164,7 @@ def test_the_retriever_alone_on_the_same_terms(tiny_run, trained, monkeypatch):
     assert list(trainer.report.users) == [
         *("user_id", "item_id", "retriever_rank"),
         *(f"retriever_{m}@{k}" for m in ("recall", "mrr", "ndcg") for k in (5, 10)),
+        *("history_length", "target_count"),
     ]
 
 
@@ -178,14 +184,130 @@ def test_generated_lists_rank_untuned(tiny_run, caplog):
 
 
 def test_metrics_of_each_user_stand_beside_the_checkpoint(trained):
-    import pandas as pd
-
     users = pd.read_csv(trained.checkpoint.with_suffix(".users.csv"), dtype={"user_id": str})
     assert users["user_id"].is_unique and len(users) == 39
     for name, value in trained.result["test_result"].items():
         assert users[f"llamarec_{name}"].mean() == pytest.approx(value, abs=1e-4)
     moved = users["retriever_rank"] != users["llamarec_rank"]
     assert moved.any() and (users.loc[moved, ["retriever_rank", "llamarec_rank"]] <= 8).all(None)
+
+
+# --- fusion, candidates, losses ------------------------------------------------------------------
+
+
+def test_the_weight_is_fitted_on_validation_and_saved(tiny_run, caplog, monkeypatch):
+    trainer, train, valid, test = trainer_of(
+        tiny_run | {"rerank_fusion": "auto", "rerank_label_prior_rows": 30}
+    )
+    fitted = []
+
+    def fit(retriever, ranker, places):
+        fitted.append((retriever, ranker, places))
+        return Fusion(0.7, 0.1, 0.01, len(places))
+
+    monkeypatch.setattr("recbole_llamarec.trainer.fit_fusion", fit)
+    with caplog.at_level("INFO"):
+        score, result = trainer.fit(train, valid)
+        final = trainer.evaluate(test)
+    assert "the ranker has weight 0.700" in caplog.text
+    assert "Label prior on 30 rows" in caplog.text
+    ((retriever, ranker, places),) = fitted
+    assert retriever.shape == ranker.shape == (len(places), 8) and 0 < len(places) < 39
+    assert (np.diff(retriever, axis=1) <= 0).all()  # in the retriever's order
+    assert np.allclose(np.exp(ranker).sum(1), 1, atol=1e-4)
+    # the validation result is the fused one: as RecBole's evaluator finds it
+    with trainer.model.evaluating(rerank=True, skip_misses=True, show_progress=False):
+        again = Trainer.evaluate(trainer, valid, load_best_model=False)
+    assert result["ndcg@10"] == pytest.approx(again["ndcg@10"], abs=1e-4)
+    assert score == result["ndcg@10"]
+    users = trainer.report.users
+    assert trainer.report.ranker["recall@10"] == pytest.approx(users["ranker_recall@10"].mean())
+    assert "its ranker alone" in trainer.report.table()
+    model = load_data_and_model(str(checkpoint_of(Path(tiny_run["checkpoint_dir"]))))[1]
+    assert model.fusion_weight == 0.7
+    assert torch.equal(model.ranker.label_prior, trainer.model.ranker.label_prior)
+    trainer, _, _, test = trainer_of(tiny_run | {"rerank_fusion": "auto"})
+    trainer.model = model
+    assert trainer.evaluate(test, load_best_model=False) == final
+
+
+def test_with_weight_0_the_order_is_the_retrievers(tiny_run):
+    trainer, train, valid, test = trainer_of(tiny_run | {"rerank_fusion": 0})
+    trainer.fit(train, valid)
+    assert trainer.evaluate(test) == trainer.report.retriever
+    assert trainer.report.ranker != trainer.report.retriever
+
+
+def test_a_great_weight_leaves_the_ranker_in_charge(tiny_run):
+    trainer, train, valid, test = trainer_of(tiny_run | {"rerank_fusion": 1e6})
+    trainer.fit(train, valid)
+    found = trainer.evaluate(test)
+    assert found == pytest.approx(trainer.report.ranker, abs=1e-4)
+
+
+def test_fusion_without_validation_data_is_left_out_with_a_warning(tiny_run, caplog):
+    trainer, train, _, _ = trainer_of(tiny_run | {"rerank_fusion": "auto"})
+    trainer.fit(train, None)
+    assert "rerank_fusion: auto needs validation data" in caplog.text
+    assert trainer.model.fusion_weight is None
+
+
+@pytest.mark.parametrize("source", ["retriever", "mixed"])
+def test_hard_candidates_are_the_retrievers_and_unseen(tiny_run, source):
+    trainer, train, valid, _ = trainer_of(
+        tiny_run | {"train_candidates": source, "train_candidates_from": 9}
+    )
+    model, inter = trainer.model, train.dataset.inter_feat
+    rows = np.arange(0, len(inter), 5)
+    pools = trainer._training_pools(train.dataset, rows, step=1)
+    order = model.retrieve(inter[rows]).numpy()
+    n_hard = 0
+    for row, ranked, (candidates, label) in zip(rows, order, pools, strict=True):
+        seen = model.seen.of(int(inter["user_id"][row]))
+        target = int(inter["item_id"][row])
+        assert candidates[label] == target
+        negatives = set(candidates.tolist()) - {target}
+        assert len(negatives) == 7 and not negatives & set(seen.tolist())
+        n_hard += negatives <= set(ranked[:10].tolist())
+    assert n_hard == len(rows) if source == "retriever" else 0 < n_hard < len(rows)
+    trainer.fit(train, valid)
+
+
+def test_positions_that_share_a_history_are_samples_together(tiny_run, monkeypatch):
+    steps = []
+    trainer, train, valid, _ = trainer_of(tiny_run | {"train_positions": 4})
+    plain = trainer_module.tuning_step
+
+    def noted(ranker, histories, candidates, labels, *rest):
+        steps.append((histories, [pool[k] for pool, k in zip(candidates, labels, strict=True)]))
+        return plain(ranker, histories, candidates, labels, *rest)
+
+    monkeypatch.setattr(trainer_module, "tuning_step", noted)
+    trainer.fit(train, valid)
+    assert sum(len(histories) for histories, _ in steps) == 16
+    grown = 0
+    for histories, targets in steps:
+        for i, (shorter, longer) in enumerate(zip(histories, histories[1:], strict=False)):
+            grown += longer == [*shorter, targets[i]]
+    assert grown >= 8  # of 16 samples in blocks of at most 4
+
+
+@pytest.mark.parametrize("loss", ["ranknet", "next_token"])
+def test_other_losses_tune(tiny_run, loss):
+    trainer, train, valid, test = trainer_of(tiny_run | {"train_loss": loss})
+    trainer.fit(train, valid)
+    state = trainer.model.other_parameter()["adapter"]["state"]
+    assert any((t != 0).any() for name, t in state.items() if "lora_B" in name)
+
+
+def test_shuffled_candidates_repeat_and_differ_by_user(tiny_run):
+    trainer, *_ = trainer_of(tiny_run | {"rerank_order": "shuffle"})
+    orders = [trainer.model._shown_order(torch.tensor([3, 4]), 8) for _ in range(2)]
+    assert torch.equal(*orders)
+    assert not torch.equal(orders[0][0], orders[0][1])
+    assert (orders[0].sort(1).values == torch.arange(8)).all()
+    trainer, *_ = trainer_of(tiny_run)
+    assert trainer.model._shown_order(torch.tensor([3]), 8).tolist() == [[*range(8)]]
 
 
 # --- RecBole's own entry points ------------------------------------------------------------------

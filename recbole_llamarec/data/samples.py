@@ -67,6 +67,63 @@ class TrainingSample:
     label: int
 
 
+def blocks_of_positions(users: np.ndarray, n_positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut each user's training rows, which follow each other in time, into blocks from the end.
+
+    Args:
+        users: user of each row, ``[rows]``; a user's rows stand together, the earliest first.
+        n_positions: rows of a block; a user's first block may have fewer.
+
+    Returns:
+        the block of each row, numbered from 0 in the order of rows, and how many rows of the block
+        come after it; int64 ``[rows]`` both.
+    """
+    n_rows = len(users)
+    if not n_rows:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    is_last = np.append(users[1:] != users[:-1], True)
+    last_rows = np.flatnonzero(is_last)
+    own_last = last_rows[np.searchsorted(last_rows, np.arange(n_rows))]
+    until_end = own_last - np.arange(n_rows)
+    later = until_end % n_positions
+    blocks = np.cumsum(np.append(True, (later[1:] >= later[:-1]) | is_last[:-1])) - 1
+    return blocks, later
+
+
+def retriever_pool(
+    target: int,
+    ranked: np.ndarray,
+    n_candidates: int,
+    depth: int,
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, int]:
+    """A target among negatives that the retriever ranks high, shuffled.
+
+    Negatives are uniform over the retriever's first ``depth`` items. The retriever has been trained
+    on the target, so that the target's own rank says nothing and is not used.
+
+    Args:
+        target: the item that the user chose.
+        ranked: the retriever's first items, best first, without those that the user has seen.
+        n_candidates: candidates, K.
+        depth: how far down the negatives come from.
+
+    Returns:
+        candidates ``[n_candidates]`` and the target's position.
+
+    Raises:
+        ValueError: fewer items than negatives.
+    """
+    others = ranked[ranked != target][:depth]
+    if len(others) < n_candidates - 1:
+        raise ValueError(
+            f"rerank_candidates: {n_candidates} candidates need {n_candidates - 1} negatives, but "
+            f"the retriever gives {len(others)}; raise train_candidates_from."
+        )
+    negatives = generator.choice(others, size=n_candidates - 1, replace=False)
+    return _shuffled(target, negatives, generator)
+
+
 def random_pool(
     target: int,
     seen: np.ndarray,
@@ -96,5 +153,11 @@ def random_pool(
             f"user has not seen, but only {len(unseen)} are left; use fewer candidates."
         )
     negatives = generator.choice(unseen, size=n_candidates - 1, replace=False, shuffle=False)
+    return _shuffled(target, negatives, generator)
+
+
+def _shuffled(
+    target: int, negatives: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, int]:
     candidates = generator.permutation(np.append(negatives, target))
     return candidates, int(np.flatnonzero(candidates == target)[0])

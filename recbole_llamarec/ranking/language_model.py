@@ -14,17 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recbole_llamarec.ranking.batching import pad_right
+from recbole_llamarec.ranking.batching import length_batches, pad_right
 from recbole_llamarec.ranking.embedded import (
     EMBEDDED_MODEL_NAME,
     embedded_model_directory,
     embedded_model_is_at_hand,
     load_gguf,
 )
-from recbole_llamarec.ranking.packing import PACKED, pack, packed_states, use_packing
+from recbole_llamarec.ranking.packing import (
+    PACKED,
+    pack,
+    packed_batches,
+    packed_states,
+    use_packing,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -220,6 +227,24 @@ def last_hidden_of(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Tensor
     packing = pack(prompts, device)
     with _only_rows(_last_feed_forward(base), packing.ends):
         return packed_states(base.get_decoder(), packing)[packing.ends]  # [B, H]
+
+
+def prompt_batches(
+    model: nn.Module, prompts: Sequence[Sequence[int]], max_tokens: int
+) -> list[np.ndarray]:
+    """Group prompts for :func:`last_hidden_of`: by what they share, or by length to pad little.
+
+    Args:
+        model: causal language model, plain or wrapped by PEFT.
+        prompts: token ids of each prompt.
+        max_tokens: tokens of one forward pass.
+
+    Returns:
+        list of int64 index arrays; together they are a permutation of all prompts.
+    """
+    if getattr(_base_model(model), "packs_prompts", False):
+        return packed_batches(prompts, max_tokens)
+    return length_batches([len(prompt) for prompt in prompts], max_tokens)
 
 
 def last_hidden(model: nn.Module, input_ids: Tensor, lengths: Tensor) -> Tensor:

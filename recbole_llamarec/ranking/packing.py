@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -104,6 +105,33 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -
         lay(part, 0, ())
     as_tensor = partial(torch.tensor, device=device)
     return Packing(as_tensor(input_ids), as_tensor(position_ids), as_tensor(ends), tuple(segments))
+
+
+def packed_batches(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[np.ndarray]:
+    """Group prompts so that those with a common beginning meet in a row, within a budget.
+
+    Args:
+        prompts: token ids of each prompt.
+        max_tokens: tokens of a row, where what neighbours have in common counts once; a longer
+            prompt makes a row of its own.
+
+    Returns:
+        list of int64 index arrays; together they are a permutation of all prompts.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
+    batches: list[list[int]] = []
+    used = 0
+    for row in order:
+        if batches:
+            shared = _common(prompts[batches[-1][-1]], prompts[row])
+            added = len(prompts[row]) - (shared if shared >= MIN_SHARED else 0)
+            if used + added <= max_tokens:
+                batches[-1].append(row)
+                used += added
+                continue
+        batches.append([row])
+        used = len(prompts[row])
+    return [np.array(batch, dtype=np.int64) for batch in batches]
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

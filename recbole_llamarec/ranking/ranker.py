@@ -29,6 +29,10 @@ class Ranker:
         batch_tokens: tokens of one forward pass, padding included; halved where memory does not
             suffice.
         n_permutations: orders in which the candidates of each user are shown, see :meth:`rank`.
+
+    Attributes:
+        label_prior: what :meth:`rank` takes off each label's logit, float32 ``[labels]``, or
+            ``None``.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Ranker:
         self.verbalizer = verbalizer
         self.batch_tokens = batch_tokens
         self.n_permutations = n_permutations
+        self.label_prior: torch.Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -106,12 +111,38 @@ class Ranker:
             for batch in length_batches(lengths, self.batch_tokens):
                 # a user's prompts stand together, since they have their beginning in common
                 prompts = [prompts[i] for i in batch for prompts in encoded]
-                scores = self._within_memory(prompts, n_candidates).log_softmax(-1).cpu()
+                logits = self._within_memory(prompts, n_candidates).cpu()  # [b * P, K]
+                if self.label_prior is not None:
+                    logits = logits - self.label_prior[:n_candidates]
+                scores = logits.log_softmax(-1)
                 by_rotation = scores.unflatten(0, (-1, len(shifts))).unbind(1)  # P of [b, K]
                 aligned = [s.roll(shift, 1) for s, shift in zip(by_rotation, shifts, strict=True)]
                 result[torch.from_numpy(batch)] = torch.stack(aligned).mean(0).log_softmax(-1)
                 progress.update(len(batch))
         return result
+
+    def measure_label_prior(
+        self,
+        histories: Sequence[Sequence[int]],
+        candidates: Sequence[Sequence[int]],
+        show_progress: bool = False,
+    ) -> torch.Tensor:
+        """What the model has for each label, whatever stands behind it.
+
+        Args:
+            histories, candidates: as :meth:`rank` takes them; the candidates in random order, so
+                that the items behind each label are alike on average.
+
+        Returns:
+            mean log-probability of each label, less their mean, float32 ``[K]``.
+        """
+        kept, n_permutations = self.label_prior, self.n_permutations
+        self.label_prior, self.n_permutations = None, 1
+        try:
+            mean = self.rank(histories, candidates, show_progress).mean(0)  # [K]
+        finally:
+            self.label_prior, self.n_permutations = kept, n_permutations
+        return mean - mean.mean()
 
     def _within_memory(self, prompts: list[list[int]], n_candidates: int) -> torch.Tensor:
         """:meth:`label_logits`, in halves where the device has too little memory for the whole."""

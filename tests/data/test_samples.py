@@ -3,7 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_llamarec.data.samples import SeenItems, random_pool
+from recbole_llamarec.data.samples import (
+    SeenItems,
+    blocks_of_positions,
+    random_pool,
+    retriever_pool,
+)
 
 
 def test_seen_items_are_targets_and_first_histories():
@@ -43,3 +48,32 @@ def test_pool_positions_and_negatives_are_uniform():
 def test_too_few_unseen_items_name_the_key():
     with pytest.raises(ValueError, match="rerank_candidates"):
         random_pool(1, np.arange(1, 9), 10, 5, np.random.default_rng(0))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10_000), st.integers(2, 20))
+def test_retriever_pool(seed, n_candidates):
+    generator = np.random.default_rng(seed)
+    ranked = generator.permutation(np.arange(1, 60))
+    target = int(generator.integers(1, 60))
+    candidates, label = retriever_pool(target, ranked, n_candidates, 30, generator)
+    assert candidates[label] == target
+    assert len(set(candidates)) == n_candidates
+    others = [item for item in ranked if item != target][:30]
+    assert set(candidates) - {target} <= set(others)
+
+
+def test_too_short_a_ranking_names_the_key():
+    with pytest.raises(ValueError, match="train_candidates_from"):
+        retriever_pool(1, np.arange(1, 5), 10, 5, np.random.default_rng(0))
+
+
+def test_blocks_are_cut_from_each_users_end():
+    users = np.array([1, 1, 1, 1, 1, 2, 3, 3, 3])
+    blocks, later = blocks_of_positions(users, 3)
+    assert blocks.tolist() == [0, 0, 1, 1, 1, 2, 3, 3, 3]
+    assert later.tolist() == [1, 0, 2, 1, 0, 0, 2, 1, 0]
+    blocks, later = blocks_of_positions(users, 1)
+    assert blocks.tolist() == list(range(9))
+    assert later.tolist() == [0] * 9
+    assert blocks_of_positions(np.empty(0, dtype=int), 2)[0].tolist() == []

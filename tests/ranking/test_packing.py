@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from recbole_llamarec.ranking.batching import pad_right
 from recbole_llamarec.ranking.language_model import last_hidden, last_hidden_of
-from recbole_llamarec.ranking.packing import MIN_SHARED, pack, use_packing
+from recbole_llamarec.ranking.packing import MIN_SHARED, pack, packed_batches, use_packing
 
 VOCABULARY = 50
 SIZES = {
@@ -133,3 +133,26 @@ def test_without_a_packing_the_attention_is_the_ordinary_one():
         before = last_hidden(model, *padded)
         assert use_packing(model, "sdpa")
         torch.testing.assert_close(last_hidden(model, *padded), before)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_batches_keep_what_is_shared_together_and_within_the_budget(seed):
+    generator = random.Random(seed)
+    stems = [[generator.randrange(50) for _ in range(40)] for _ in range(4)]
+    prompts = [
+        [
+            *generator.choice(stems),
+            *(generator.randrange(50) for _ in range(generator.randint(1, 9))),
+        ]
+        for _ in range(30)
+    ]
+    batches = packed_batches(prompts, 120)
+    assert sorted(row for batch in batches for row in batch.tolist()) == list(range(30))
+    sizes = [len(pack([prompts[row] for row in batch]).input_ids) for batch in batches]
+    assert max(sizes) <= 120
+    assert len(batches) < sum(map(len, prompts)) / 120 / 2  # alone they would take more rows
+
+
+def test_a_prompt_beyond_the_budget_is_a_batch_of_its_own():
+    batches = packed_batches([[1] * 50, [2] * 5, [3] * 5], 20)
+    assert sorted(batch.tolist() for batch in batches) == [[0], [1, 2]]

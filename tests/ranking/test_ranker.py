@@ -8,6 +8,7 @@ import torch
 from helpers import titles
 
 from recbole_llamarec.ranking.adapter import LoraSettings, adapter_state, add_adapter
+from recbole_llamarec.ranking.binding import bind_labels
 from recbole_llamarec.ranking.language_model import LanguageModelSettings, load_language_model
 from recbole_llamarec.ranking.prompt import PromptBuilder
 from recbole_llamarec.ranking.ranker import Ranker
@@ -202,3 +203,56 @@ def test_a_loss_that_is_not_finite_stops_with_a_remedy(ranker, samples):
     optimizer = torch.optim.SGD(trainable(ranker), lr=1.0)
     with pytest.raises(ValueError, match="learning_rate"):
         tuning_step(ranker, histories, candidates, labels, optimizer, 4000)
+
+
+def plain_losses(ranker: Ranker, histories, candidates, labels) -> dict[str, torch.Tensor]:
+    """Each loss as its formula stands, from logits of the whole text."""
+    tokenizer, softplus = ranker.prompts.tokenizer, torch.nn.functional.softplus
+    ranknet, next_token = [], []
+    for history, pool, label in zip(histories, candidates, labels, strict=True):
+        logits = reference_logits(ranker, history, pool)
+        others = [j for j in range(K) if j != label]
+        ranknet.append(softplus(logits[others] - logits[label]).mean())
+        prompt = tokenizer(ranker.prompts.text(history, pool))["input_ids"]
+        letter = ranker.verbalizer.token_ids[label]
+        answered = torch.tensor([[*prompt, letter]])
+        rows = ranker.model(input_ids=answered).logits[0, -2:].log_softmax(-1)  # [2, V]
+        next_token.append(-(rows[0, letter] + rows[1, tokenizer.eos_token_id]) / 2)
+    return {"ranknet": torch.stack(ranknet).mean(), "next_token": torch.stack(next_token).mean()}
+
+
+@pytest.mark.parametrize("name", ["ranknet", "next_token"])
+def test_other_losses_and_their_gradients_equal_the_plain_way(ranker, samples, name):
+    randomise_adapter(ranker.model)
+    histories, candidates, labels = samples
+    expected = plain_losses(ranker, histories, candidates, labels)[name]
+    gradients = torch.autograd.grad(expected, trainable(ranker))
+    optimizer = torch.optim.SGD(trainable(ranker), lr=0.0)
+    loss = tuning_step(ranker, histories, candidates, labels, optimizer, 700, loss=name)
+    assert loss == pytest.approx(expected.item(), abs=1e-4)
+    for weight, gradient in zip(trainable(ranker), gradients, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_the_label_prior_is_measured_and_subtracted(ranker, samples):
+    histories, _, _ = samples
+    randomise_adapter(ranker.model)
+    generator = np.random.default_rng(1)
+    pools = [generator.permutation(np.arange(1, 51))[:K].tolist() for _ in range(60)]
+    histories = [histories[i % len(histories)] for i in range(60)]
+    before = ranker.rank(histories, pools)
+    prior = ranker.measure_label_prior(histories, pools)
+    assert prior.shape == (K,)
+    assert prior.mean().abs() < 1e-6
+    assert torch.allclose(prior, before.mean(0) - before.mean(0).mean(), atol=1e-5)
+    ranker.label_prior = prior
+    after = ranker.rank(histories, pools)
+    assert torch.allclose(after, (before - prior).log_softmax(-1), atol=1e-5)
+    assert after.mean(0).std() < before.mean(0).std() / 2
+    assert torch.allclose(ranker.measure_label_prior(histories, pools), prior)  # not on top of it
+
+
+def test_binding_tunes_the_adapter_to_point_at_the_last_item(ranker):
+    losses = [loss for *_, loss in bind_labels(ranker, 30, np.random.default_rng(0), 1e-2)]
+    assert len(losses) == 30
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
