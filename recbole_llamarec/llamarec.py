@@ -356,7 +356,7 @@ class LlamaRec(SequentialRecommender):
         found = (places < n_candidates).nonzero().squeeze(1)
         for ranks, order in (
             (noted.ranks[-1], self._final_order(by_retriever, by_ranker)),
-            (noted.ranker_ranks[-1], by_ranker.argsort(1, descending=True, stable=True)),
+            (noted.ranker_ranks[-1], torch.argsort(by_ranker, dim=1, descending=True, stable=True)),
         ):
             position = (order == places.unsqueeze(1)).int().argmax(1)  # [R]
             ranks[rows.cpu()[found]] = 1 + position[found]

@@ -24,7 +24,7 @@ def test_the_command_makes_an_adapter_that_a_run_starts_from(tiny_run, monkeypat
     )
     record = json.loads((workdir / "warm" / "warm_start.json").read_text())
     assert record["steps"] == len(record["candidates_and_loss"]) == 3
-    assert record["titles"] == 2 * 59  # one item of the 60 is never rated
+    assert record["titles"] == 2 * 60
     assert (workdir / "warm" / "adapter_model.safetensors").is_file()
     result = run_recbole(config_dict=tiny_run | {"lora_adapter": str(workdir / "warm")})
     assert result["test_result"]
@@ -44,9 +44,7 @@ def test_the_default_adapter_is_what_its_card_says():
 
 
 @pytest.mark.parametrize("dataset", ["ml-100k", "amazon-beauty"])
-def test_the_default_adapter_has_seen_no_target_of_validation_or_test(
-    dataset, paper_data, workdir
-):
+def test_the_default_adapter_has_seen_no_target_of_validation_or_test(dataset, paper_data, workdir):
     """It was tuned on the training part of a split with this digest, or not on this data at all."""
     from recbole_llamarec.data.split import prepare_split
 

@@ -112,8 +112,8 @@ def packed_batches(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[np
 
     Args:
         prompts: token ids of each prompt.
-        max_tokens: tokens of a row, where what neighbours have in common counts once; a longer
-            prompt makes a row of its own.
+        max_tokens: tokens of a row, where what neighbours have in common counts once (the row may
+            be longer by less than ``MIN_SHARED``); a longer prompt makes a row of its own.
 
     Returns:
         list of int64 index arrays; together they are a permutation of all prompts.
