@@ -117,7 +117,35 @@ def add_adapter(model: nn.Module, settings: LoraSettings, seed: int) -> PeftMode
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         wrapped = get_peft_model(model, config)
+    _compute_in_the_models_precision(wrapped)
     return wrapped.train(was_training)
+
+
+class _LinearInInputPrecision(nn.Linear):
+    """A linear layer whose float32 weights are rounded to the input's precision at each product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype))
+
+
+def _compute_in_the_models_precision(model: PeftModel) -> None:
+    """Let an adapter with float32 weights compute in the precision of what it is put into.
+
+    PEFT converts activations to float32 and back instead: with an adapter on every linear layer of
+    a bfloat16 model on a CPU, half of the time goes there.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.cast_input_dtype_enabled = False
+            for matrices in (layer.lora_A, layer.lora_B):
+                for name, linear in matrices.items():
+                    rounded = _LinearInInputPrecision(
+                        linear.in_features, linear.out_features, bias=False, device="meta"
+                    )
+                    rounded.weight = linear.weight
+                    matrices[name] = rounded
 
 
 def lora_settings(model: PeftModel) -> LoraSettings:
