@@ -264,18 +264,17 @@ def test_an_adapter_computes_in_the_models_precision_and_learns_in_float32():
     """PEFT alone would convert activations to float32 and back."""
     torch.manual_seed(0)
     states = torch.randn(5, 32)
-    outputs, gradients = [], []
+    outputs, gradients, inner = [], [], []
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny_llama().to(dtype)
         model = add_adapter(model, LoraSettings(target_modules=("q_proj",), dropout=0.0), seed=0)
         layer = model.get_base_model().get_decoder().layers[0].self_attn.q_proj
-        inner = []
         layer.lora_A["default"].register_forward_hook(lambda *called: inner.append(called[-1]))
         with torch.no_grad():
             layer.lora_B["default"].weight.fill_(0.1)
         output = layer(states.to(dtype))
         output.float().square().sum().backward()
-        assert inner[0].dtype == output.dtype == dtype
+        assert inner[-1].dtype == output.dtype == dtype
         assert layer.lora_A["default"].weight.dtype == torch.float32
         outputs.append(output.float())
         gradients.append(layer.lora_A["default"].weight.grad)
