@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,100 @@ class RecordingEvaluator(Evaluator):
             if key in self.collected:
                 subset.set(key, self.collected.get(key))
         return super().evaluate(subset)
+
+
+def best_first_of(scores: torch.Tensor) -> torch.Tensor:
+    """Columns of each row from the highest score to the lowest; equal ones keep their order."""
+    return torch.argsort(scores, dim=1, descending=True, stable=True)
+
+
+@dataclass
+class EvaluationPass:
+    """How one pass over evaluation data is scored, and what it notes down, batch by batch.
+
+    R rows of a batch are ranked; K candidates.
+
+    Attributes:
+        rerank: whether the ranker takes part.
+        skip_misses: leave rows alone whose target is not among the candidates; no metric that
+            depends on the target's rank alone can change there.
+        show_progress: show a progress bar over prompts.
+        targets: user and target item of every row, ``[rows, 2]``.
+        ranks: the target's rank in every row's final order, from 1, ``[rows]``.
+        ranker_ranks: the same by the ranker alone, without fusion.
+        retriever_scores, ranker_scores: of the candidates of the rows that were ranked, in the
+            retriever's order, ``[R, K]``.
+        places: the target's place among those candidates, ``[R]``; K where it is none of them.
+        shown: how the rows that were ranked were shown, ``[R, 3]``: the place of the ranker's first
+            choice, that of the target (K where it is no candidate), and the first choice itself.
+    """
+
+    rerank: bool
+    skip_misses: bool
+    show_progress: bool
+    targets: list[torch.Tensor] = field(default_factory=list)
+    ranks: list[torch.Tensor] = field(default_factory=list)
+    ranker_ranks: list[torch.Tensor] = field(default_factory=list)
+    retriever_scores: list[torch.Tensor] = field(default_factory=list)
+    ranker_scores: list[torch.Tensor] = field(default_factory=list)
+    places: list[torch.Tensor] = field(default_factory=list)
+    shown: list[torch.Tensor] = field(default_factory=list)
+
+    def note(self, users: torch.Tensor, targets: torch.Tensor, order: torch.Tensor) -> None:
+        """Note a batch as the retriever has ordered it.
+
+        Args:
+            users, targets: ``[rows]``.
+            order: all items, ``[rows, n_items]``.
+        """
+        self.targets.append(torch.stack([users, targets], 1).cpu())
+        ranks = 1 + (order == targets.unsqueeze(1)).int().argmax(1).cpu()  # [rows]
+        self.ranks.append(ranks)
+        self.ranker_ranks.append(ranks.clone())
+
+    def note_ranked(
+        self,
+        rows: torch.Tensor,
+        targets: torch.Tensor,
+        candidates: torch.Tensor,
+        shown: torch.Tensor,
+        by_retriever: torch.Tensor,
+        by_ranker: torch.Tensor,
+        best_first: torch.Tensor,
+    ) -> None:
+        """Note how those rows of the batch came out that were ranked; all on the CPU.
+
+        Args:
+            rows: their places in the batch, ``[R]``.
+            targets: ``[R]``.
+            candidates: items in the retriever's order, ``[R, K]``.
+            shown: columns of the candidates as the prompts show them, ``[R, K]``.
+            by_retriever, by_ranker: scores, ``[R, K]``.
+            best_first: columns in the final order, ``[R, K]``.
+        """
+        places = _place_of(candidates == targets.unsqueeze(1))  # [R]
+        found = (places < candidates.shape[1]).nonzero().squeeze(1)
+        for ranks, order in (
+            (self.ranks[-1], best_first),
+            (self.ranker_ranks[-1], best_first_of(by_ranker)),
+        ):
+            position = _place_of(order == places.unsqueeze(1))  # [R]
+            ranks[rows[found]] = 1 + position[found]
+        first = by_ranker.argmax(1, keepdim=True)  # [R, 1]
+        columns = [
+            _place_of(shown == first),
+            _place_of(shown == places.unsqueeze(1)),
+            candidates.gather(1, first).squeeze(1),
+        ]
+        self.shown.append(torch.stack(columns, 1))
+        self.retriever_scores.append(by_retriever)
+        self.ranker_scores.append(by_ranker)
+        self.places.append(places)
+
+
+def _place_of(is_it: torch.Tensor) -> torch.Tensor:
+    """Column of the True in each row of ``[R, K]``; K where there is none."""
+    return torch.where(is_it.any(1), is_it.int().argmax(1), is_it.shape[1])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from recbole_llamarec.data.samples import SeenItems
+from recbole_llamarec.evaluation import EvaluationPass, best_first_of
 from recbole_llamarec.fusion import fused
 from recbole_llamarec.ranking.adapter import (
     LoraSettings,
@@ -38,39 +39,6 @@ from recbole_llamarec.retrieval.retriever import (
 from recbole_llamarec.settings import LlamaRecSettings, report_unknown_keys
 
 DEFAULT_ADAPTER = Path(__file__).parent / "adapters" / "smollm2-135m"
-
-
-@dataclass
-class EvaluationPass:
-    """How one pass over evaluation data is scored, and what it notes down.
-
-    Attributes:
-        rerank: whether the ranker takes part.
-        skip_misses: leave rows alone whose target is not among the candidates; no metric that
-            depends on the target's rank alone can change there.
-        show_progress: show a progress bar over prompts.
-        targets: user and target item of every row so far, one ``[rows, 2]`` for each batch.
-        ranks: the target's rank in every row's final order, from 1, one ``[rows]`` for each batch.
-        ranker_ranks: the same by the ranker alone, without fusion.
-        retriever_scores, ranker_scores: of the candidates of the rows that were ranked, in the
-            retriever's order, one ``[ranked, K]`` for each batch.
-        places: the target's place among those candidates, one ``[ranked]`` for each batch; K where
-            it is none of them.
-        shown: how the rows that were ranked were shown, int64 ``[ranked, 3]``: the place of the
-            ranker's first choice, that of the target (-1 where it is no candidate), and the item
-            that is the first choice.
-    """
-
-    rerank: bool
-    skip_misses: bool
-    show_progress: bool
-    targets: list[torch.Tensor] = field(default_factory=list)
-    ranks: list[torch.Tensor] = field(default_factory=list)
-    ranker_ranks: list[torch.Tensor] = field(default_factory=list)
-    retriever_scores: list[torch.Tensor] = field(default_factory=list)
-    ranker_scores: list[torch.Tensor] = field(default_factory=list)
-    places: list[torch.Tensor] = field(default_factory=list)
-    shown: list[torch.Tensor] = field(default_factory=list)
 
 
 class LlamaRec(SequentialRecommender):
@@ -256,22 +224,25 @@ class LlamaRec(SequentialRecommender):
             RuntimeError: scoring failed in a way that RecBole would take for "not implemented".
         """
         try:
-            order, scores = self._retrieved(interaction)  # [B, N] both
+            order, scores = self.retrieve_with_scores(interaction, self.seen)  # [B, N] both
             candidates = order[:, : self.settings.rerank_candidates].clone()  # [B, K]
-            if self._pass is not None:
-                users, targets = interaction[self.USER_ID], interaction[self.ITEM_ID]  # [B]
-                self._pass.targets.append(torch.stack([users, targets], 1).cpu())
-                ranks = 1 + (order == targets.unsqueeze(1)).int().argmax(1).cpu()  # [B]
-                self._pass.ranks.append(ranks)
-                self._pass.ranker_ranks.append(ranks.clone())
-            rows = self._rows_to_rank(interaction, candidates)
+            users, noted = interaction[self.USER_ID], self._pass  # [B]
+            if noted is not None:
+                noted.note(users, interaction[self.ITEM_ID], order)
+            rows = self._rows_to_rank(interaction, candidates)  # [R]
             if len(rows):
-                by_retriever = scores.gather(1, candidates)[rows].cpu()  # [R, K]
-                by_ranker = self._ranker_scores(interaction, candidates, rows)  # [R, K]
-                best_first = self._final_order(by_retriever, by_ranker).to(order.device)
-                order[rows, : candidates.shape[1]] = candidates[rows].gather(1, best_first)
-                if self._pass is not None:
-                    self._note(self._pass, interaction, candidates, rows, by_retriever, by_ranker)
+                pool = candidates[rows]  # [R, K]
+                sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+                histories = histories_of(sequences, lengths, rows)
+                shown = self._shown_order(users[rows], pool.shape[1])  # [R, K]
+                by_retriever = scores[rows].gather(1, pool).cpu()  # [R, K]
+                by_ranker = self.score_candidates(histories, pool.cpu(), shown)  # [R, K]
+                best_first = best_first_of(self.final_scores(by_retriever, by_ranker))  # [R, K]
+                order[rows, : pool.shape[1]] = pool.gather(1, best_first.to(pool.device))
+                if noted is not None:
+                    targets = interaction[self.ITEM_ID][rows].cpu()  # [R]
+                    by_stage = (by_retriever, by_ranker, best_first)
+                    noted.note_ranked(rows.cpu(), targets, pool.cpu(), shown, *by_stage)
             return scores_from_order(order)
         except NotImplementedError as error:  # RecBole would fall back to item-by-item scoring
             raise RuntimeError(f"LlamaRec cannot score this batch: {error}") from error
@@ -287,17 +258,27 @@ class LlamaRec(SequentialRecommender):
         Returns:
             int64 ``[batch, n_items]``, each row a permutation.
         """
-        return self._retrieved(interaction)[0]
+        return self.retrieve_with_scores(interaction, self.seen)[0]
 
-    def _retrieved(self, interaction) -> tuple[torch.Tensor, torch.Tensor]:
-        """The retriever's order of all items and its scores by item, ``[batch, n_items]`` both."""
+    def retrieve_with_scores(
+        self, interaction, seen: SeenItems, users: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The retriever's order of all items, and its scores by item.
+
+        Args:
+            interaction: users and histories.
+            seen: what each user has seen beside the history in ``interaction``.
+            users: whom ``seen`` knows each row as, ``[batch]``; the interaction's if left out.
+
+        Returns:
+            int64 and float32 ``[batch, n_items]``.
+        """
         scores = self.retriever.full_sort_predict(interaction).view(-1, self.n_items)  # [B, N]
         scores = scores.detach().float()
         masked = None
         if self.settings.rerank_mask_seen:
-            masked = seen_mask(
-                interaction[self.USER_ID], interaction[self.ITEM_SEQ], self.seen, self.n_items
-            )
+            users = interaction[self.USER_ID] if users is None else users
+            masked = seen_mask(users, interaction[self.ITEM_SEQ], seen, self.n_items)
         return ranked_items(scores, masked), scores
 
     def _rows_to_rank(self, interaction, candidates: torch.Tensor) -> torch.Tensor:
@@ -310,22 +291,37 @@ class LlamaRec(SequentialRecommender):
                 is_ranked &= (candidates == target).any(1).cpu()  # [B]
         return is_ranked.nonzero().squeeze(1).to(candidates.device)
 
-    def _ranker_scores(
-        self, interaction, candidates: torch.Tensor, rows: torch.Tensor
+    def score_candidates(
+        self,
+        histories: list[list[int]],
+        candidates: torch.Tensor,
+        shown: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The ranker's log-probabilities of the candidates of some rows, ``[R, K]`` on the CPU."""
-        histories = histories_of(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], rows)
-        users = interaction[self.USER_ID][rows]
-        shown = self._shown_order(users, candidates.shape[1])  # [R, K]
-        pool = candidates[rows].cpu().gather(1, shown)  # [R, K]
+        """The ranker's log-probabilities of candidates.
+
+        Args:
+            histories: item ids of each row.
+            candidates: item ids, int64 ``[R, K]`` on the CPU.
+            shown: the order of columns in which each prompt shows them, ``[R, K]``.
+
+        Returns:
+            float32 ``[R, K]`` on the CPU, in the order of ``candidates``.
+        """
         show_progress = self._pass is not None and self._pass.show_progress
-        scores = self.ranker.rank(histories, pool.tolist(), show_progress)
-        if self._pass is not None:
-            first = scores.argmax(1, keepdim=True)  # [R, 1]
-            is_target = pool == interaction[self.ITEM_ID][rows].cpu().unsqueeze(1)  # [R, K]
-            target = torch.where(is_target.any(1), is_target.int().argmax(1), -1)  # [R]
-            self._pass.shown.append(torch.cat([first, target[:, None], pool.gather(1, first)], 1))
+        if shown is None:
+            return self.ranker.rank(histories, candidates.tolist(), show_progress)
+        scores = self.ranker.rank(histories, candidates.gather(1, shown).tolist(), show_progress)
         return torch.empty_like(scores).scatter_(1, shown, scores)
+
+    def final_scores(self, by_retriever: torch.Tensor, by_ranker: torch.Tensor) -> torch.Tensor:
+        """Final scores of candidates: the ranker's, or both stages' where they are fused.
+
+        Args:
+            by_retriever, by_ranker: scores and log-probabilities, ``[R, K]`` on the CPU.
+        """
+        if self.fusion_weight is None:
+            return by_ranker
+        return torch.from_numpy(fused(by_retriever.numpy(), by_ranker.numpy(), self.fusion_weight))
 
     def _shown_order(self, users: torch.Tensor, n_candidates: int) -> torch.Tensor:
         """The order in which each user's prompt shows the candidates, ``[users, K]``."""
@@ -336,33 +332,6 @@ class LlamaRec(SequentialRecommender):
             for user in users.tolist()
         ]
         return torch.from_numpy(np.stack(orders))
-
-    def _final_order(self, by_retriever: torch.Tensor, by_ranker: torch.Tensor) -> torch.Tensor:
-        """Candidates' columns, best first; equal scores stay in the retriever's order."""
-        scores = by_ranker
-        if self.fusion_weight is not None:
-            final = fused(by_retriever.numpy(), by_ranker.numpy(), self.fusion_weight)
-            scores = torch.from_numpy(final)
-        return torch.argsort(scores, dim=1, descending=True, stable=True)
-
-    def _note(
-        self, noted: EvaluationPass, interaction, candidates, rows, by_retriever, by_ranker
-    ) -> None:
-        """Write down how the rows that were ranked came out."""
-        targets = interaction[self.ITEM_ID][rows].unsqueeze(1)  # [R, 1]
-        is_target = (candidates[rows] == targets).cpu()  # [R, K]
-        n_candidates = is_target.shape[1]
-        places = torch.where(is_target.any(1), is_target.int().argmax(1), n_candidates)  # [R]
-        found = (places < n_candidates).nonzero().squeeze(1)
-        for ranks, order in (
-            (noted.ranks[-1], self._final_order(by_retriever, by_ranker)),
-            (noted.ranker_ranks[-1], torch.argsort(by_ranker, dim=1, descending=True, stable=True)),
-        ):
-            position = (order == places.unsqueeze(1)).int().argmax(1)  # [R]
-            ranks[rows.cpu()[found]] = 1 + position[found]
-        noted.retriever_scores.append(by_retriever)
-        noted.ranker_scores.append(by_ranker)
-        noted.places.append(places)
 
     def calculate_loss(self, interaction):
         """Not used: ``LlamaRecTrainer`` trains both stages by their own losses."""

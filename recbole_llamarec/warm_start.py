@@ -29,6 +29,7 @@ from recbole_llamarec.ranking.verbalizer import Verbalizer
 from recbole_llamarec.settings import LlamaRecSettings
 
 LOG_STEPS = 10
+SAVE_STEPS = 50
 _logger = logging.getLogger(__name__)
 
 
@@ -111,6 +112,8 @@ def warm_start(
             _logger.info(
                 "step %d: %d candidates, loss %.3f nats, %.0f s", step, n_candidates, mean, seconds
             )
+        if step % SAVE_STEPS == 0:
+            save_adapter(model, directory)
     save_adapter(model, directory)
     return {
         "language_model": settings.llm.name_or_path,

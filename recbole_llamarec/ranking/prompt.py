@@ -87,7 +87,7 @@ class PromptBuilder:
         self._layouts: dict[tuple[int, int], _Layout] = {}
         self._static_ids: dict[str, list[int]] = {}
         self._pieces: dict[tuple[str, str], dict[int, list[int]]] = {}  # by (lead, glue)
-        rules = TitleRules.build(
+        self._rules = TitleRules.build(
             self.template.text,
             self.template.history_item,
             self.template.candidate_item,
@@ -95,9 +95,30 @@ class PromptBuilder:
             max_history,
             special,
         )
-        self.titles, ids = prepare_titles(titles, rules, max_title_tokens, self._encode_pieces)
+        self._max_title_tokens = max_title_tokens
+        self.titles, ids = self._prepared(titles)
         self._pieces[" ", ""] = dict(enumerate(ids))
+        self._added: dict[str, int] = {}
         self._check_piecewise()
+
+    def add_title(self, text: str) -> int:
+        """Add an item that the catalogue does not have; the same text has the same id again.
+
+        Args:
+            text: Any text; it is cleaned and cut as the catalogue's are.
+
+        Returns:
+            Its id, behind those of the catalogue.
+        """
+        if text not in self._added:
+            titles, ids = self._prepared([text])
+            self._added[text] = len(self.titles)
+            self._pieces[" ", ""][len(self.titles)] = ids[0]
+            self.titles.append(titles[0])
+        return self._added[text]
+
+    def _prepared(self, titles: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+        return prepare_titles(titles, self._rules, self._max_title_tokens, self._encode_pieces)
 
     def encode(self, history: Sequence[int], candidates: Sequence[int]) -> list[int]:
         """Return a prompt's token ids, with the tokenizer's own start token if it has one.

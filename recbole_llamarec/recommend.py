@@ -1,0 +1,179 @@
+"""``python -m recbole_llamarec.recommend``: what a trained LlamaRec recommends for histories."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from recbole_llamarec.recommender import Recommendation, Recommender
+
+BATCH = 64  # histories ranked at a time
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Recommend for one history on the command line, or for a file of them."""
+    options = parse_arguments(arguments)
+    given, sys.argv = sys.argv, sys.argv[:1]  # RecBole reads the command line
+    try:
+        recommender = Recommender.from_checkpoint(options.checkpoint)
+    finally:
+        sys.argv = given
+    try:
+        if options.histories:
+            recommend_file(recommender, options.histories, options.out, options.k)
+            return
+        history = [resolve(recommender, name) for name in options.history]
+        if options.candidates:
+            result = recommender.rank(
+                history, [resolve(recommender, c) for c in options.candidates]
+            )
+        else:
+            (result,) = recommender.recommend([history], options.k)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    print(as_lines(result) if options.format == "jsonl" else as_table(result))
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recbole_llamarec.recommend", description=__doc__.split(": ", 1)[1]
+    )
+    parser.add_argument("--checkpoint", required=True, help="saved/LlamaRec-….pth")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--history", nargs="+", help="item tokens or titles, the oldest first")
+    what.add_argument(
+        "--histories", type=Path, help="file with one history a line, a JSON list of item tokens"
+    )
+    parser.add_argument("--candidates", nargs="+", help="rank these instead of the catalogue")
+    parser.add_argument("--out", type=Path, help="JSON lines, one for each of --histories")
+    parser.add_argument("-k", type=int, default=10, help="items of each result")
+    parser.add_argument("--format", choices=("table", "jsonl"), default="table")
+    options = parser.parse_args(arguments)
+    if (options.histories is None) != (options.out is None):
+        parser.error("--histories and --out go together")
+    if options.histories and options.candidates:
+        parser.error("--candidates ranks for one --history")
+    return options
+
+
+def resolve(recommender: Recommender, name: str) -> str:
+    """The item token that a token or title stands for.
+
+    A title may differ in case and leave the year in brackets out; what is still not found is
+    compared by similarity.
+
+    Raises:
+        ValueError: no item or several are meant; lists the nearest.
+    """
+    tokens, titles = recommender.tokens, recommender.model.item_texts
+    if name in tokens[1:]:
+        return name
+    wanted = name.strip().lower()
+    lowered = [title.lower() for title in titles]
+    for matches in (
+        [i for i, title in enumerate(lowered) if i and title == wanted],
+        [i for i, title in enumerate(lowered) if i and title.rsplit(" (", 1)[0] == wanted],
+    ):
+        if len(matches) == 1:
+            return str(tokens[matches[0]])
+        if matches:
+            several = ", ".join(f"{tokens[i]}: {titles[i]}" for i in matches[:5])
+            raise ValueError(f"{name!r} may be several items ({several}); give the token.")
+    near = difflib.get_close_matches(wanted, lowered[1:], n=3, cutoff=0.6)
+    alone = difflib.get_close_matches(wanted, near, n=2, cutoff=0.85)
+    if len(alone) == 1:
+        return str(tokens[lowered.index(alone[0], 1)])
+    found = ", ".join(titles[lowered.index(title, 1)] for title in near) or "none is like it"
+    raise ValueError(f"No item is called {name!r}; the nearest: {found}.")
+
+
+def recommend_file(recommender: Recommender, histories: Path, out: Path, k: int) -> None:
+    """Recommend for a file of histories; an interrupted run goes on behind its last whole line.
+
+    Memory does not grow with the file.
+
+    Raises:
+        ValueError: a line is no list of known items; names the line.
+    """
+    done = complete_lines(out)
+    with histories.open(encoding="utf-8") as lines, out.open("a", encoding="utf-8") as results:
+        numbered = islice(enumerate(lines, start=1), done, None)
+        with tqdm(initial=done, unit="history", ncols=100) as progress:
+            for batch in batched(numbered, BATCH):
+                rows = [read_history(line, number, histories) for number, line in batch]
+                for result in recommender.recommend(rows, k):
+                    results.write(json.dumps([asdict(item) for item in result]) + "\n")
+                results.flush()
+                progress.update(len(rows))
+
+
+def complete_lines(out: Path) -> int:
+    """How many whole lines a file of results has; what follows the last one is cut off."""
+    if not out.is_file():
+        return 0
+    count, end = 0, 0
+    with out.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            count, end = count + 1, end + len(line)
+    with out.open("rb+") as file:
+        file.truncate(end)
+    return count
+
+
+def read_history(line: str, number: int, file: Path) -> list[str]:
+    """One line's item tokens.
+
+    Raises:
+        ValueError: names the file and the line.
+    """
+    try:
+        tokens = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}, line {number}: no JSON ({error}).") from error
+    if not isinstance(tokens, list) or not tokens:
+        raise ValueError(f"{file}, line {number}: {line.strip()!r} is no list of item tokens.")
+    return [str(token) for token in tokens]
+
+
+def batched(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of at most ``size`` items."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def as_lines(result: Sequence[Recommendation]) -> str:
+    """A result as JSON lines."""
+    return "\n".join(json.dumps(asdict(item), ensure_ascii=False) for item in result)
+
+
+def as_table(result: Sequence[Recommendation]) -> str:
+    """A result for people."""
+    rows = [
+        (
+            item.rank,
+            item.item or "–",
+            item.text,
+            "–" if item.probability is None else f"{item.probability:.3f}",
+            item.retriever_rank or "–",
+        )
+        for item in result
+    ]
+    headers = ("rank", "item", "", "probability", "rank by the retriever")
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+if __name__ == "__main__":
+    main()

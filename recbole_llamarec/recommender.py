@@ -1,0 +1,267 @@
+"""A trained LlamaRec as a program uses it: recommend for histories, rank given candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.quick_start import load_data_and_model
+
+from recbole_llamarec.data.samples import SeenItems
+from recbole_llamarec.evaluation import best_first_of
+
+Candidate = str | Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One item of a result.
+
+    Attributes:
+        item: its token; ``None`` for a candidate given by text alone.
+        text: as the prompt shows it.
+        rank: in the result, from 1.
+        score: final score among the candidates, higher is better; ``None`` behind them.
+        probability: the ranker's, among the candidates; ``None`` behind them.
+        retriever_rank: rank in the catalogue by the retriever alone; ``None`` for candidates that
+            were given, which it does not see.
+    """
+
+    item: str | None
+    text: str
+    rank: int
+    score: float | None
+    probability: float | None
+    retriever_rank: int | None
+
+
+class Recommender:
+    """Recommends with a trained LlamaRec.
+
+    Args:
+        model: a trained ``LlamaRec``.
+        dataset: the RecBole data set that it was trained on.
+    """
+
+    def __init__(self, model, dataset) -> None:
+        self.model = model.eval()
+        self.dataset = dataset
+        self.tokens: np.ndarray = dataset.field2id_token[dataset.iid_field]
+        self._ids = {token: i for i, token in enumerate(self.tokens.tolist()) if i}
+
+    @classmethod
+    def from_checkpoint(cls, file: str | Path) -> Recommender:
+        """Load a checkpoint of ``LlamaRec`` and the data set that its configuration names.
+
+        Raises:
+            FileNotFoundError, ValueError: there is none, or it is of another model.
+        """
+        config, model, dataset, *_ = load_data_and_model(str(file))
+        if config["model"] != "LlamaRec":
+            raise ValueError(f"{str(file)!r} holds a {config['model']}; give one of LlamaRec.")
+        return cls(model, dataset)
+
+    # --- items ---------------------------------------------------------------------------------
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The text of each item id, as prompts show it."""
+        return self.model.ranker.prompts.titles if self._ranks else self.model.item_texts
+
+    @property
+    def _ranks(self) -> bool:
+        return self.model.is_ranker_attached
+
+    def ids_of(self, tokens: Sequence[str]) -> list[int]:
+        """Item ids of tokens.
+
+        Raises:
+            ValueError: names the tokens that the data set does not have.
+        """
+        if unknown := [token for token in tokens if token not in self._ids]:
+            raise ValueError(
+                f"The data set {self.dataset.dataset_name!r} has no item {unknown[0]!r}"
+                + (f" (nor {len(unknown) - 1} others)" if len(unknown) > 1 else "")
+                + "; histories are item tokens of its .inter file, after filtering."
+            )
+        return [self._ids[token] for token in tokens]
+
+    # --- recommendation ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        users: Sequence[str] | None = None,
+    ) -> list[list[Recommendation]]:
+        """The best items for each history, of users known or new.
+
+        The first ``rerank_candidates`` items of the retriever are put into the final order; what
+        comes behind them is in the retriever's.
+
+        Args:
+            histories: item tokens in chronological order, at least one each.
+            k: items of each result.
+            users: user tokens, for retrievers that know their users; new users if left out.
+
+        Returns:
+            for each history ``k`` recommendations, best first.
+
+        Raises:
+            ValueError: an item or user is unknown, a history is empty, or k is out of range.
+        """
+        model = self.model
+        if not 1 <= k < model.n_items:
+            raise ValueError(f"k is {k}; it must be from 1 to {model.n_items - 1}.")
+        ids = [self.ids_of(history) for history in histories]
+        if not ids:
+            return []
+        interaction, seen = self._rows(ids, users)
+        rows = torch.arange(len(ids))
+        order, scores = model.retrieve_with_scores(interaction, seen, rows)  # [B, N] both
+        order, scores = order.cpu(), scores.cpu()
+        final, details = order.clone(), [None] * len(ids)
+        if self._ranks:
+            n_candidates = model.settings.rerank_candidates
+            candidates = order[:, :n_candidates]  # [B, K]
+            by_ranker = model.score_candidates(ids, candidates)  # [B, K]
+            by_both = model.final_scores(scores.gather(1, candidates), by_ranker)  # [B, K]
+            best_first = best_first_of(by_both)  # [B, K]
+            final[:, :n_candidates] = candidates.gather(1, best_first)
+            details = [
+                {int(i): (float(s), float(p)) for i, s, p in zip(*row, strict=True)}
+                for row in zip(candidates, by_both, by_ranker.exp(), strict=True)
+            ]
+        return [
+            self._result(final[row, :k].tolist(), order[row].tolist(), details[row])
+            for row in range(len(ids))
+        ]
+
+    def _rows(
+        self, histories: list[list[int]], users: Sequence[str] | None
+    ) -> tuple[Interaction, SeenItems]:
+        """RecBole's batch of the histories, and what each row's user has seen."""
+        if not all(histories):
+            raise ValueError("A history is empty; give at least one item that the user has chosen.")
+        model, dataset = self.model, self.dataset
+        longest = model.max_seq_length
+        sequences = torch.zeros(len(histories), longest, dtype=torch.int64)  # [B, L]
+        recent = [history[-longest:] for history in histories]
+        for row, items in zip(sequences, recent, strict=True):
+            row[: len(items)] = torch.tensor(items)
+        rows = torch.arange(len(histories))
+        user_ids = torch.zeros(len(histories), dtype=torch.int64)
+        if users is not None:
+            known = dataset.field2token_id[dataset.uid_field]
+            if unknown := [user for user in users if user not in known]:
+                raise ValueError(f"The data set has no user {unknown[0]!r}; leave users out.")
+            user_ids = torch.tensor([known[user] for user in users])
+        interaction = Interaction(
+            {
+                model.USER_ID: user_ids,
+                model.ITEM_SEQ: sequences,
+                model.ITEM_SEQ_LEN: torch.tensor([len(items) for items in recent]),
+            }
+        ).to(model.device)
+        flat = np.concatenate([np.asarray(history) for history in histories])
+        lengths = [len(history) for history in histories]
+        of_rows = np.repeat(rows.numpy(), lengths)
+        seen = SeenItems.from_rows(of_rows, flat, flat[:, None] * 0, len(histories))
+        return interaction, seen
+
+    def _result(
+        self,
+        items: list[int],
+        retrieved: list[int],
+        details: Mapping[int, tuple[float, float]] | None,
+    ) -> list[Recommendation]:
+        places = {item: place for place, item in enumerate(retrieved, start=1)}
+        result = []
+        for rank, item in enumerate(items, start=1):
+            score, probability = (details or {}).get(item, (None, None))
+            result.append(
+                Recommendation(
+                    item=str(self.tokens[item]),
+                    text=self.texts[item],
+                    rank=rank,
+                    score=score,
+                    probability=probability,
+                    retriever_rank=places[item],
+                )
+            )
+        return result
+
+    # --- given candidates ----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def rank(self, history: Sequence[str], candidates: Sequence[Candidate]) -> list[Recommendation]:
+        """Rank given candidates by the language model, whatever the retriever thinks of them.
+
+        More candidates than labels are ranked in windows that overlap by half, from the back to
+        the front, so that the best can move from the last place to the first (as RankGPT does: Sun
+        et al. 2023); scores are then those of the last window that an item stood in, and order
+        items within it only.
+
+        Args:
+            history: item tokens in chronological order; it may be empty.
+            candidates: two or more, distinct: item tokens, or ``{"text": ...}`` for items that the
+                data set does not have.
+
+        Returns:
+            the candidates, best first; ``score`` is the ranker's log-probability.
+
+        Raises:
+            ValueError: an item is unknown, or candidates are fewer than two or repeated.
+        """
+        if not self._ranks:
+            raise ValueError("This model has no ranker (ranking_method: none, or not tuned).")
+        prompts = self.model.ranker.prompts
+        ids = self.ids_of(history)
+        pool = [
+            self.ids_of([candidate])[0]
+            if isinstance(candidate, str)
+            else prompts.add_title(candidate["text"])
+            for candidate in candidates
+        ]
+        if len(pool) < 2 or len(set(pool)) < len(pool):
+            raise ValueError(
+                f"There are {len(pool)} candidates, {len(set(pool))} of them distinct; give two "
+                "or more, each once."
+            )
+        size = self.model.settings.rerank_candidates
+        order, scores = list(pool), {}
+        for start in window_starts(len(pool), size):
+            window = order[start : start + size]
+            found = self.model.score_candidates([ids], torch.tensor([window]))[0]  # [K]
+            by_item = dict(zip(window, found.tolist(), strict=True))
+            scores |= by_item
+            order[start : start + size] = sorted(window, key=lambda item: -by_item[item])
+        n_items = self.model.n_items
+        return [
+            Recommendation(
+                item=str(self.tokens[item]) if item < n_items else None,
+                text=prompts.titles[item],
+                rank=rank,
+                score=scores[item],
+                probability=float(np.exp(scores[item])),
+                retriever_rank=None,
+            )
+            for rank, item in enumerate(order, start=1)
+        ]
+
+    def prompt(self, history: Sequence[str], candidates: Sequence[str]) -> str:
+        """The text that the language model reads for item tokens."""
+        return self.model.ranker.prompts.text(self.ids_of(history), self.ids_of(candidates))
+
+
+def window_starts(n_candidates: int, size: int) -> list[int]:
+    """Where the windows begin, from the last to the first, which begins at 0."""
+    if n_candidates <= size:
+        return [0]
+    step = max(1, size // 2)
+    return [*range(n_candidates - size, 0, -step), 0]
