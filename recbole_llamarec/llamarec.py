@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from recbole_llamarec.ranking.adapter import (
     lora_settings,
 )
 from recbole_llamarec.ranking.generation import GeneratingRanker
-from recbole_llamarec.ranking.language_model import EMBEDDED, load_language_model, max_positions
+from recbole_llamarec.ranking.language_model import load_language_model, max_positions
 from recbole_llamarec.ranking.prompt import PromptBuilder
 from recbole_llamarec.ranking.ranker import Ranker
 from recbole_llamarec.ranking.verbalizer import Verbalizer
@@ -37,8 +36,6 @@ from recbole_llamarec.retrieval.retriever import (
     seen_mask,
 )
 from recbole_llamarec.settings import LlamaRecSettings, report_unknown_keys
-
-DEFAULT_ADAPTER = Path(__file__).parent / "adapters" / "smollm2-135m"
 
 
 class LlamaRec(SequentialRecommender):
@@ -155,23 +152,13 @@ class LlamaRec(SequentialRecommender):
             model = add_adapter(base, LoraSettings(**self._saved_adapter["lora"]), self.seed)
             load_adapter_state(model, self._saved_adapter["state"])
             return model
-        directory = self._adapter_directory()
+        directory = self.settings.lora_adapter
         if directory is None:
             return add_adapter(base, self.settings.lora, self.seed)
         try:
             return load_adapter(base, directory, trainable=True)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"lora_adapter: {error}") from error
-
-    def _adapter_directory(self) -> str | Path | None:
-        """Where the adapter to start from lies; ``default`` is the one of the embedded model."""
-        name = self.settings.lora_adapter
-        if name != "default":
-            return None if name in (None, "none") else name
-        if self.settings.llm.name_or_path == EMBEDDED:
-            return DEFAULT_ADAPTER
-        self.logger.info("lora_adapter: default is for llm_name_or_path: embedded; starting afresh")
-        return None
 
     def other_parameter(self) -> dict[str, Any]:
         """For RecBole's checkpoint: the adapter (LoRA settings, weights) and what was fitted."""
@@ -282,8 +269,9 @@ class LlamaRec(SequentialRecommender):
         return ranked_items(scores, masked), scores
 
     def _rows_to_rank(self, interaction, candidates: torch.Tensor) -> torch.Tensor:
-        """Rows that the ranker reads, as indices."""
-        is_ranked = torch.full((len(candidates),), self.is_ranker_attached)  # [B]
+        """Rows that the ranker reads, as indices; none where it has no weight in the result."""
+        can_change = self.is_ranker_attached and self.fusion_weight != 0
+        is_ranked = torch.full((len(candidates),), can_change)  # [B]
         if self._pass is not None:
             is_ranked &= self._pass.rerank
             if self._pass.skip_misses:

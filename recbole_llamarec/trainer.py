@@ -15,7 +15,6 @@ from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, early_stopping, init_seed
 from tqdm import tqdm
 
-from recbole_llamarec.data.samples import blocks_of_positions, random_pool, retriever_pool
 from recbole_llamarec.evaluation import (
     EvaluationReport,
     RecordingEvaluator,
@@ -28,7 +27,8 @@ from recbole_llamarec.fusion import fit_fusion, fused
 from recbole_llamarec.ranking.adapter import adapter_state, load_adapter_state, save_adapter
 from recbole_llamarec.ranking.tuning import tuning_step
 from recbole_llamarec.registry import loader_like
-from recbole_llamarec.retrieval.retriever import load_retriever, top_candidates, train_retriever
+from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
+from recbole_llamarec.tuning_samples import TuningSamples
 
 
 class LlamaRecTrainer(Trainer):
@@ -118,9 +118,10 @@ class LlamaRecTrainer(Trainer):
         if self.settings.ranking_method == "generate" and self.epochs:
             self.logger.warning("ranking_method: generate is not tuned; it ranks as it is loaded.")
         optimizer = self._build_optimizer(params=[p for p in model.parameters() if p.requires_grad])
-        users = train_data.dataset.inter_feat[self.model.USER_ID].numpy()
-        blocks, later = blocks_of_positions(users, self.settings.train_positions)
-        batches = self._training_batches(blocks)
+        samples = TuningSamples(self.model, train_data.dataset, self.config["seed"])
+        is_tuned = self.settings.ranking_method != "generate"
+        size = self.config["train_batch_size"]
+        batches = samples.batches(self.epochs if is_tuned else 0, size)
         subset = self._subset(valid_data, self.settings.train_eval_rows) if valid_data else None
         if verbose:
             self.logger.info(
@@ -135,21 +136,18 @@ class LlamaRecTrainer(Trainer):
             nothing = np.empty(0, dtype=np.int64)  # step 0 validates, where there is no other step
             for step, rows in enumerate([nothing, *batches]):
                 if step:
-                    losses.append(
-                        self._tuning_step(
-                            train_data.dataset, rows, later[rows], step, optimizer, progress.update
-                        )
-                    )
+                    loss = self._tuning_step(samples, rows, step, optimizer, progress.update)
+                    losses.append(loss)
                     self.tensorboard.add_scalar("Loss/Ranker", losses[-1], step)
                     progress.set_postfix(loss=f"{losses[-1]:.4f}")
                 if subset is None or not self._is_validation_step(step, len(batches)):
                     continue
                 score, improved, stop = self._validate(subset, step, show_progress)
                 if verbose:
-                    loss = f"{np.mean(losses):.4f}" if losses else "-"
+                    mean = f"{np.mean(losses):.4f}" if losses else "-"
                     seconds = time.time() - start
                     self.logger.info(
-                        f"ranker step {step} [time: {seconds:.2f}s, train loss: {loss}, "
+                        f"ranker step {step} [time: {seconds:.2f}s, train loss: {mean}, "
                         f"valid_score: {score:.6f} on {len(subset.dataset)} rows]"
                     )
                 if callback_fn:
@@ -164,47 +162,17 @@ class LlamaRecTrainer(Trainer):
         if best_adapter is not None:
             load_adapter_state(model, best_adapter)
 
-    def _training_batches(self, blocks: np.ndarray) -> list[np.ndarray]:
-        """Rows of each optimizer step: every epoch a new order, at most ``train_max_samples``.
-
-        Args:
-            blocks: the block of each row, from :func:`blocks_of_positions`, whose rows stay
-                together.
-        """
-        batches: list[np.ndarray] = []
-        if self.settings.ranking_method == "generate":
-            return batches
-        size = self.config["train_batch_size"]
-        for epoch in range(self.epochs):
-            generator = np.random.default_rng([self.config["seed"], epoch])
-            places = np.argsort(generator.permutation(blocks.max(initial=-1) + 1))  # of blocks
-            order = np.argsort(places[blocks], kind="stable")[: self.settings.train_max_samples]
-            batches += [order[start : start + size] for start in range(0, len(order), size)]
-        return batches
-
     def _tuning_step(
-        self, dataset, rows: np.ndarray, later: np.ndarray, step: int, optimizer, on_progress
+        self, samples: TuningSamples, rows: np.ndarray, step: int, optimizer, on_progress
     ) -> float:
-        """One optimizer step.
-
-        The window of the history shown moves on with a user's positions. Within a block it begins
-        where the last position's begins, so that the prompts have their beginning in common.
-        """
         if self._is_distributed:  # a batch smaller than the processes is given to each whole
-            share = slice(self.config["local_rank"], None, self.config["world_size"])
-            if len(rows) >= self.config["world_size"]:
-                rows, later = rows[share], later[share]
-        model, inter = self.model, dataset.inter_feat
-        sequences, lengths = inter[model.ITEM_SEQ].numpy(), inter[model.ITEM_SEQ_LEN].numpy()
-        pools = self._training_pools(dataset, rows, step)
+            share = rows[self.config["local_rank"] :: self.config["world_size"]]
+            rows = share if len(rows) >= self.config["world_size"] else rows
+        pools = samples.pools(rows, step)
         clip = self.clip_grad_norm or {}
-        most = self.settings.prompt_max_history
         return tuning_step(
-            model.ranker,
-            [
-                sequences[row, max(0, lengths[row] - max(1, most - fewer)) : lengths[row]].tolist()
-                for row, fewer in zip(rows, later, strict=True)
-            ],
+            self.model.ranker,
+            samples.histories(rows),
             [candidates.tolist() for candidates, _ in pools],
             [label for _, label in pools],
             optimizer,
@@ -214,41 +182,6 @@ class LlamaRecTrainer(Trainer):
             on_progress,
             self.settings.train_loss,
         )
-
-    def _training_pools(self, dataset, rows: np.ndarray, step: int) -> list[tuple[np.ndarray, int]]:
-        """Candidates and the target's place for each row, as ``train_candidates`` says."""
-        model, settings, inter = self.model, self.settings, dataset.inter_feat
-        users, targets = inter[model.USER_ID].numpy(), inter[model.ITEM_ID].numpy()
-        ranked = None
-        if settings.train_candidates != "random":
-            depth = settings.train_candidates_from + 1  # the target may be among them
-            # All that the user has seen in training stands last, the target too.
-            ranked = top_candidates(model.retriever, inter[rows], depth, model.seen).numpy()
-        pools = []
-        for place, row in enumerate(rows):
-            generator = np.random.default_rng([self.config["seed"], step, row])
-            from_retriever = settings.train_candidates == "retriever" or (
-                settings.train_candidates == "mixed" and generator.random() < 0.5
-            )
-            if from_retriever and ranked is not None:
-                unseen = ranked[place][~np.isin(ranked[place], model.seen.of(users[row]))]
-                pool = retriever_pool(
-                    targets[row],
-                    unseen,
-                    settings.rerank_candidates,
-                    settings.train_candidates_from,
-                    generator,
-                )
-            else:
-                pool = random_pool(
-                    targets[row],
-                    model.seen.of(users[row]),
-                    model.n_items,
-                    settings.rerank_candidates,
-                    generator,
-                )
-            pools.append(pool)
-        return pools
 
     # --- what is fitted after tuning -----------------------------------------------------------
 
@@ -267,27 +200,13 @@ class LlamaRecTrainer(Trainer):
 
     def _measure_label_prior(self, dataset, show_progress: bool) -> None:
         """Estimate the label prior on training rows with random pools, and subtract it from now."""
-        model, inter = self.model, dataset.inter_feat
-        order = np.random.default_rng(self.config["seed"]).permutation(len(inter))
-        rows = np.sort(order[: self.settings.rerank_label_prior_rows])
-        sequences, lengths = inter[model.ITEM_SEQ].numpy(), inter[model.ITEM_SEQ_LEN].numpy()
-        users, targets = inter[model.USER_ID].numpy(), inter[model.ITEM_ID].numpy()
-        pools = [
-            random_pool(
-                targets[row],
-                model.seen.of(users[row]),
-                model.n_items,
-                self.settings.rerank_candidates,
-                np.random.default_rng([self.config["seed"], row]),
-            )[0].tolist()
-            for row in rows
-        ]
-        histories = [sequences[row, : lengths[row]].tolist() for row in rows]
-        prior = model.ranker.measure_label_prior(histories, pools, show_progress)
-        model.ranker.label_prior = prior
+        samples = TuningSamples(self.model, dataset, self.config["seed"])
+        histories, pools = samples.for_label_prior()
+        prior = self.model.ranker.measure_label_prior(histories, pools, show_progress)
+        self.model.ranker.label_prior = prior
         labels = self.settings.verbalizer_labels
         self.logger.info(
-            f"Label prior on {len(rows)} rows, subtracted: standard deviation {prior.std():.3f} "
+            f"Label prior on {len(pools)} rows, subtracted: standard deviation {prior.std():.3f} "
             f"nats, highest {labels[int(prior.argmax())]} ({prior.max():+.3f}), lowest "
             f"{labels[int(prior.argmin())]} ({prior.min():+.3f})"
         )
@@ -304,23 +223,30 @@ class LlamaRecTrainer(Trainer):
         fusion = fit_fusion(found["retriever"], found["ranker"], found["places"])
         self.model.fusion_weight = fusion.weight
         self.logger.info(fusion.summary())
-        scores = fused(found["retriever"], found["ranker"], fusion.weight)
         if not only_rank_metrics([self.valid_metric.split("@")[0]]):
             return
+        results = self._results_by_stage(found, fusion.weight)
+        line = ", ".join(f"{k} {v[self.valid_metric.lower()]:.4f}" for k, v in results.items())
+        self.logger.info(f"{self.valid_metric} on {len(found['ranks'])} validation rows: {line}")
+        self.best_valid_result = {**(self.best_valid_result or {}), **results["fused"]}
+        self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
+
+    def _results_by_stage(
+        self, found: Mapping[str, np.ndarray], weight: float
+    ) -> dict[str, dict[str, float]]:
+        """Metrics over the rows of a pass in the order of each stage and of both."""
+        scores = fused(found["retriever"], found["ranker"], weight)
         results = {}
         for name, ranks in {
             "retriever": found["places"] + 1,
             "ranker": ranks_of(found["ranker"], found["places"]),
             "fused": ranks_of(scores, found["places"]),
         }.items():
-            all_ranks = found["ranks"].copy()
-            all_ranks[all_ranks <= self.settings.rerank_candidates] = ranks
-            columns = rank_metrics(all_ranks, self.config["metrics"], self.config["topk"])
+            of_all = found["ranks"].copy()
+            of_all[of_all <= self.settings.rerank_candidates] = ranks
+            columns = rank_metrics(of_all, self.config["metrics"], self.config["topk"])
             results[name] = columns.mean().to_dict()
-        line = ", ".join(f"{k} {v[self.valid_metric.lower()]:.4f}" for k, v in results.items())
-        self.logger.info(f"{self.valid_metric} on {len(found['ranks'])} validation rows: {line}")
-        self.best_valid_result = {**(self.best_valid_result or {}), **results["fused"]}
-        self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
+        return results
 
     def _gathered(self, noted) -> dict[str, np.ndarray]:
         """What a pass has noted of the rows that were ranked, of all processes together."""
@@ -401,7 +327,7 @@ class LlamaRecTrainer(Trainer):
         if self.settings.has_ranker:
             with self.model.evaluating(rerank=True, **options) as second:
                 llamarec = super().evaluate(eval_data, False, None, show_progress)
-            if self.model.fusion_weight is not None:
+            if self.model.fusion_weight:
                 ranks["ranker"] = torch.cat(second.ranker_ranks).numpy()
             ranks["llamarec"] = torch.cat(second.ranks).numpy()
             shown = torch.cat([*second.shown, torch.empty(0, 3, dtype=torch.int64)]).numpy()

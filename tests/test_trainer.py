@@ -17,8 +17,10 @@ from recbole.utils import get_model, get_trainer
 
 import recbole_llamarec.trainer as trainer_module
 from recbole_llamarec import LlamaRec, LRURec
+from recbole_llamarec.analysis import describe
 from recbole_llamarec.fusion import Fusion
 from recbole_llamarec.registry import load_checkpoint
+from recbole_llamarec.tuning_samples import TuningSamples
 
 
 def files(settings) -> set[str]:
@@ -92,7 +94,7 @@ def test_every_prefix_is_a_sample_without_a_limit(tiny_run):
     trainer, train, _, _ = trainer_of(
         tiny_run | {"train_max_samples": None, "epochs": 2, "train_batch_size": 50}
     )
-    batches = trainer._training_batches(np.arange(len(train.dataset)))
+    batches = TuningSamples(trainer.model, train.dataset, seed=1).batches(2, 50)
     rows = [row for batch in batches for row in batch.tolist()]
     assert sorted(rows) == sorted([*range(len(train.dataset))] * 2)
     assert rows[: len(train.dataset)] != rows[len(train.dataset) :]  # a new order each epoch
@@ -234,8 +236,16 @@ def test_the_weight_is_fitted_on_validation_and_saved(tiny_run, caplog, monkeypa
 def test_with_weight_0_the_order_is_the_retrievers(tiny_run):
     trainer, train, valid, test = trainer_of(tiny_run | {"rerank_fusion": 0})
     trainer.fit(train, valid)
+    trainer.model.ranker.rank = None  # is not called
     assert trainer.evaluate(test) == trainer.report.retriever
-    assert trainer.report.ranker != trainer.report.retriever
+
+
+def test_the_analysis_of_a_ranker_that_was_not_called(tiny_run):
+    trainer, train, valid, test = trainer_of(tiny_run | {"rerank_fusion": 0})
+    trainer.fit(train, valid)
+    trainer.evaluate(test)
+    text = describe(trainer.report.users, 8, 10)
+    assert "By rank of the target" in text and "By place" not in text
 
 
 def test_a_great_weight_leaves_the_ranker_in_charge(tiny_run):
@@ -259,7 +269,7 @@ def test_hard_candidates_are_the_retrievers_and_unseen(tiny_run, source):
     )
     model, inter = trainer.model, train.dataset.inter_feat
     rows = np.arange(0, len(inter), 5)
-    pools = trainer._training_pools(train.dataset, rows, step=1)
+    pools = TuningSamples(model, train.dataset, seed=1).pools(rows, step=1)
     order = model.retrieve(inter[rows]).numpy()
     n_hard = 0
     for row, ranked, (candidates, label) in zip(rows, order, pools, strict=True):

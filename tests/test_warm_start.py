@@ -1,17 +1,12 @@
-"""The warm start's command, and the adapter that ships with the package."""
+"""The warm start's command."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 
-import pytest
-from recbole.config import Config
-from recbole.data import create_dataset
 from recbole.quick_start import run_recbole
 
 from recbole_llamarec import warm_start
-from recbole_llamarec.llamarec import DEFAULT_ADAPTER
 
 
 def test_the_command_makes_an_adapter_that_a_run_starts_from(tiny_run, monkeypatch, workdir):
@@ -28,30 +23,3 @@ def test_the_command_makes_an_adapter_that_a_run_starts_from(tiny_run, monkeypat
     assert (workdir / "warm" / "adapter_model.safetensors").is_file()
     result = run_recbole(config_dict=tiny_run | {"lora_adapter": str(workdir / "warm")})
     assert result["test_result"]
-
-
-def test_the_default_adapter_is_for_the_embedded_model_alone(tiny_run, caplog):
-    with caplog.at_level("INFO"):
-        run_recbole(config_dict=tiny_run | {"lora_adapter": "default", "epochs": 0})
-    assert "lora_adapter: default is for llm_name_or_path: embedded" in caplog.text
-
-
-def test_the_default_adapter_is_what_its_card_says():
-    card = json.loads((DEFAULT_ADAPTER / "card.json").read_text())
-    weights = (DEFAULT_ADAPTER / "adapter_model.safetensors").read_bytes()
-    assert hashlib.sha256(weights).hexdigest() == card["weights_sha256"]
-    assert len(weights) < 12e6
-
-
-@pytest.mark.parametrize("dataset", ["ml-100k", "amazon-beauty"])
-def test_the_default_adapter_has_seen_no_target_of_validation_or_test(dataset, paper_data, workdir):
-    """It was tuned on the training part of a split with this digest, or not on this data at all."""
-    from recbole_llamarec.data.split import prepare_split
-
-    card = json.loads((DEFAULT_ADAPTER / "card.json").read_text())
-    if dataset not in card["tuned_on_training_part_of"]:
-        pytest.skip(f"not tuned on {dataset}")
-    where = {} if dataset == "ml-100k" else {"data_path": str(paper_data)}
-    config = Config(model="LlamaRec", dataset=dataset, config_dict=where)
-    summary, _ = prepare_split(config, create_dataset(config))
-    assert summary.sha256 == card["tuned_on_training_part_of"][dataset]
