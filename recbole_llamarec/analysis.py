@@ -91,11 +91,11 @@ def by_group(users: pd.DataFrame, column: str, topk: int) -> pd.DataFrame:
     """
     values = users[column]
     if column == "retriever_rank":
-        edges = [*RANK_EDGES, int(values.max()) + 1] if len(values) else [*RANK_EDGES, 21]
-        edges = sorted(set(edges))
+        edges = sorted({*map(float, RANK_EDGES), float(values.max()) + 1 if len(values) else 21.0})
     else:
-        quarters = np.quantile(values, [0, 0.25, 0.5, 0.75]) if len(values) else [0]
-        edges = [*sorted(set(np.floor(quarters))), float(values.max()) + 1 if len(values) else 1]
+        quarters = np.quantile(values, [0, 0.25, 0.5, 0.75]) if len(values) else np.zeros(1)
+        end = float(values.max()) + 1 if len(values) else 1.0
+        edges = sorted({*np.floor(quarters).tolist(), end})
     groups = pd.cut(values, edges, right=False)
     lines = []
     for group, rows in users.groupby(groups, observed=True):

@@ -125,7 +125,8 @@ class Recommender:
         rows = torch.arange(len(ids))
         order, scores = model.retrieve_with_scores(interaction, seen, rows)  # [B, N] both
         order, scores = order.cpu(), scores.cpu()
-        final, details = order.clone(), [None] * len(ids)
+        final = order.clone()
+        details: list[dict[int, tuple[float, float]]] = [{} for _ in ids]
         if self._ranks:
             n_candidates = model.settings.rerank_candidates
             candidates = order[:, :n_candidates]  # [B, K]
@@ -178,12 +179,12 @@ class Recommender:
         self,
         items: list[int],
         retrieved: list[int],
-        details: Mapping[int, tuple[float, float]] | None,
+        details: Mapping[int, tuple[float, float]],
     ) -> list[Recommendation]:
         places = {item: place for place, item in enumerate(retrieved, start=1)}
         result = []
         for rank, item in enumerate(items, start=1):
-            score, probability = (details or {}).get(item, (None, None))
+            score, probability = details.get(item, (None, None))
             result.append(
                 Recommendation(
                     item=str(self.tokens[item]),
@@ -234,7 +235,8 @@ class Recommender:
                 "or more, each once."
             )
         size = self.model.settings.rerank_candidates
-        order, scores = list(pool), {}
+        order = list(pool)
+        scores: dict[int, float] = {}
         for start in window_starts(len(pool), size):
             window = order[start : start + size]
             found = self.model.score_candidates([ids], torch.tensor([window]))[0]  # [K]

@@ -139,6 +139,7 @@ def _compute_in_the_models_precision(model: PeftModel) -> None:
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             layer.cast_input_dtype_enabled = False
+            matrices: Any
             for matrices in (layer.lora_A, layer.lora_B):
                 for name, linear in matrices.items():
                     rounded = _LinearInInputPrecision(
