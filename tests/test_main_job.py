@@ -34,7 +34,7 @@ def test_the_main_job_on_a_small_budget(workdir):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| LlamaRec, retrieved" in done.stderr and "of 943 rows" in done.stderr
-    assert "Saving the adapter" in done.stderr
+    assert "Saving the adapter" in done.stderr and "Fusion: the ranker" in done.stderr
     assert checkpoint_of(Path("saved")).stat().st_size < 10_000_000
 
 
