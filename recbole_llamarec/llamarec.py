@@ -104,6 +104,11 @@ class LlamaRec(SequentialRecommender):
         return self.settings.has_ranker and is_known
 
     @property
+    def ranker_has_a_say(self) -> bool:
+        """Whether the ranker can change the final order: it is there, and its weight is not 0."""
+        return self.is_ranker_attached and self.fusion_weight != 0
+
+    @property
     def ranker(self) -> Ranker | GeneratingRanker:
         """The ranker; loads the language model on first use."""
         if self._ranker is None:
@@ -270,8 +275,7 @@ class LlamaRec(SequentialRecommender):
 
     def _rows_to_rank(self, interaction, candidates: torch.Tensor) -> torch.Tensor:
         """Rows that the ranker reads, as indices; none where it has no weight in the result."""
-        can_change = self.is_ranker_attached and self.fusion_weight != 0
-        is_ranked = torch.full((len(candidates),), can_change)  # [B]
+        is_ranked = torch.full((len(candidates),), self.ranker_has_a_say)  # [B]
         if self._pass is not None:
             is_ranked &= self._pass.rerank
             if self._pass.skip_misses:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from recbole_llamarec.recommender import Recommendation, Recommender
 
 BATCH = 64  # histories ranked at a time
+ADDED = re.compile(r"(, (the|an?))?( \(\d{4}\))?$")  # what people leave out of a title
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,8 +71,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def resolve(recommender: Recommender, name: str) -> str:
     """The item token that a token or title stands for.
 
-    A title may differ in case and leave the year in brackets out; what is still not found is
-    compared by similarity.
+    A title may differ in case, and leave out the year in brackets and an article at its end; what
+    is still not found is compared by similarity.
 
     Raises:
         ValueError: no item or several are meant; lists the nearest.
@@ -82,7 +84,7 @@ def resolve(recommender: Recommender, name: str) -> str:
     lowered = [title.lower() for title in titles]
     for matches in (
         [i for i, title in enumerate(lowered) if i and title == wanted],
-        [i for i, title in enumerate(lowered) if i and title.rsplit(" (", 1)[0] == wanted],
+        [i for i, title in enumerate(lowered) if i and ADDED.sub("", title) == wanted],
     ):
         if len(matches) == 1:
             return str(tokens[matches[0]])

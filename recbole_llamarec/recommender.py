@@ -23,10 +23,11 @@ class Recommendation:
 
     Attributes:
         item: its token; ``None`` for a candidate given by text alone.
-        text: as the prompt shows it.
+        text: its title, as the prompt shows it where there is one.
         rank: in the result, from 1.
-        score: final score among the candidates, higher is better; ``None`` behind them.
-        probability: the ranker's, among the candidates; ``None`` behind them.
+        score: final score among the candidates, higher is better; ``None`` behind them, and where
+            the ranker was not called.
+        probability: the ranker's, among the candidates; ``None`` likewise.
         retriever_rank: rank in the catalogue by the retriever alone; ``None`` for candidates that
             were given, which it does not see.
     """
@@ -70,11 +71,8 @@ class Recommender:
     @property
     def texts(self) -> Sequence[str]:
         """The text of each item id, as prompts show it."""
-        return self.model.ranker.prompts.titles if self._ranks else self.model.item_texts
-
-    @property
-    def _ranks(self) -> bool:
-        return self.model.is_ranker_attached
+        is_loaded = self.model.ranker_has_a_say
+        return self.model.ranker.prompts.titles if is_loaded else self.model.item_texts
 
     def ids_of(self, tokens: Sequence[str]) -> list[int]:
         """Item ids of tokens.
@@ -102,7 +100,7 @@ class Recommender:
         """The best items for each history, of users known or new.
 
         The first ``rerank_candidates`` items of the retriever are put into the final order; what
-        comes behind them is in the retriever's.
+        comes behind them is in the retriever's. A ranker whose weight is 0 is not called.
 
         Args:
             histories: item tokens in chronological order, at least one each.
@@ -127,7 +125,7 @@ class Recommender:
         order, scores = order.cpu(), scores.cpu()
         final = order.clone()
         details: list[dict[int, tuple[float, float]]] = [{} for _ in ids]
-        if self._ranks:
+        if model.ranker_has_a_say:
             n_candidates = model.settings.rerank_candidates
             candidates = order[:, :n_candidates]  # [B, K]
             by_ranker = model.score_candidates(ids, candidates)  # [B, K]
@@ -219,7 +217,7 @@ class Recommender:
         Raises:
             ValueError: an item is unknown, or candidates are fewer than two or repeated.
         """
-        if not self._ranks:
+        if not self.model.is_ranker_attached:
             raise ValueError("This model has no ranker (ranking_method: none, or not tuned).")
         prompts = self.model.ranker.prompts
         ids = self.ids_of(history)

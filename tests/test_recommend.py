@@ -121,6 +121,15 @@ def test_no_histories_no_results(recommender):
     assert recommender.recommend([]) == []
 
 
+def test_a_ranker_without_weight_is_not_called(recommender, test_rows, monkeypatch):
+    _, histories, _ = test_rows
+    monkeypatch.setattr(recommender.model, "fusion_weight", 0.0)
+    monkeypatch.setattr(recommender.model.ranker, "rank", None)
+    (result,) = recommender.recommend(histories[:1], 12)
+    assert [item.retriever_rank for item in result] == list(range(1, 13))
+    assert all(item.score is None and item.probability is None for item in result)
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 
@@ -133,6 +142,16 @@ def test_titles_are_resolved(recommender):
         resolve(recommender, "xyz")
     with pytest.raises(ValueError, match="nearest: The"):
         resolve(recommender, "The Red Bird")
+
+
+def test_years_and_articles_may_be_left_out(recommender, monkeypatch):
+    titles = ["", "Godfather, The (1972)", "Heat (1995)", "Heat (1986)", "Solo (II)"]
+    monkeypatch.setattr(recommender.model, "item_texts", titles)
+    assert resolve(recommender, "Godfather") == str(recommender.tokens[1])
+    assert resolve(recommender, "heat (1995)") == str(recommender.tokens[2])
+    with pytest.raises(ValueError, match="several items"):
+        resolve(recommender, "Heat")
+    assert resolve(recommender, "Solo (II)") == str(recommender.tokens[4])
 
 
 def test_the_command_prints_a_table_or_lines(recommender, trained, capsys):
