@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,10 @@ from recbole_llamarec.retrieval.retriever import (
     seen_mask,
 )
 from recbole_llamarec.settings import LlamaRecSettings, report_unknown_keys
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class LlamaRec(SequentialRecommender):
@@ -112,44 +116,11 @@ class LlamaRec(SequentialRecommender):
     def ranker(self) -> Ranker | GeneratingRanker:
         """The ranker; loads the language model on first use."""
         if self._ranker is None:
-            self._ranker = self._load_ranker()
+            texts, device = self.item_texts, self.device
+            self._ranker = build_ranker(self.settings, texts, device, self._adapted)
             if isinstance(self._ranker, Ranker):
                 self._ranker.label_prior = self._saved_label_prior
         return self._ranker
-
-    def _load_ranker(self) -> Ranker | GeneratingRanker:
-        settings = self.settings
-        base, tokenizer = load_language_model(settings.llm, self.device)
-        template, limit = settings.prompt, settings.prompt_max_tokens or max_positions(base)
-        if settings.ranking_method == "generate":
-            template = replace(template, instruction=settings.generate_instruction)
-            if limit is not None:  # the written list needs positions too: each title and its line
-                limit -= settings.rerank_candidates * (settings.prompt_max_title_tokens + 1)
-        prompts = PromptBuilder(
-            tokenizer,
-            self.item_texts,
-            settings.verbalizer_labels,
-            template,
-            max_history=settings.prompt_max_history,
-            max_title_tokens=settings.prompt_max_title_tokens,
-            max_prompt_tokens=limit,
-        )
-        if settings.ranking_method == "generate":
-            return GeneratingRanker(self._adapted(base), prompts, settings.llm_batch_tokens)
-        some_items = range(1, settings.rerank_candidates + 1)
-        verbalizer = Verbalizer.for_tokenizer(
-            tokenizer,
-            settings.verbalizer_labels,
-            prompts.text(some_items, some_items),
-            settings.prompt.response,
-        )
-        return Ranker(
-            self._adapted(base),
-            prompts,
-            verbalizer,
-            settings.llm_batch_tokens,
-            settings.rerank_permutations,
-        )
 
     def _adapted(self, base):
         """The language model with its adapter: a checkpoint's, a directory's, or a fresh one."""
@@ -328,6 +299,56 @@ class LlamaRec(SequentialRecommender):
     def calculate_loss(self, interaction):
         """Not used: ``LlamaRecTrainer`` trains both stages by their own losses."""
         raise RuntimeError("LlamaRec is trained by LlamaRecTrainer, stage by stage.")
+
+
+def build_ranker(
+    settings: LlamaRecSettings,
+    texts: Sequence[str],
+    device: torch.device,
+    adapted: Callable[[PreTrainedModel], PeftModel],
+) -> Ranker | GeneratingRanker:
+    """Load the language model and put prompts and verbalizer beside it.
+
+    Args:
+        settings: of the run.
+        texts: item texts; the first is the padding item's.
+        device: of the language model.
+        adapted: puts an adapter into it.
+
+    Returns:
+        the ranker of ``ranking_method``.
+    """
+    base, tokenizer = load_language_model(settings.llm, device)
+    template, limit = settings.prompt, settings.prompt_max_tokens or max_positions(base)
+    if settings.ranking_method == "generate":
+        template = replace(template, instruction=settings.generate_instruction)
+        if limit is not None:  # the written list needs positions too: each title and its line
+            limit -= settings.rerank_candidates * (settings.prompt_max_title_tokens + 1)
+    prompts = PromptBuilder(
+        tokenizer,
+        texts,
+        settings.verbalizer_labels,
+        template,
+        max_history=settings.prompt_max_history,
+        max_title_tokens=settings.prompt_max_title_tokens,
+        max_prompt_tokens=limit,
+    )
+    if settings.ranking_method == "generate":
+        return GeneratingRanker(adapted(base), prompts, settings.llm_batch_tokens)
+    some_items = range(1, settings.rerank_candidates + 1)
+    verbalizer = Verbalizer.for_tokenizer(
+        tokenizer,
+        settings.verbalizer_labels,
+        prompts.text(some_items, some_items),
+        settings.prompt.response,
+    )
+    return Ranker(
+        adapted(base),
+        prompts,
+        verbalizer,
+        settings.llm_batch_tokens,
+        settings.rerank_permutations,
+    )
 
 
 def histories_of(

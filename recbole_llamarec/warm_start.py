@@ -20,12 +20,10 @@ import torch
 from recbole.config import Config
 from recbole.data import create_dataset
 
+from recbole_llamarec.llamarec import build_ranker
 from recbole_llamarec.ranking.adapter import add_adapter, save_adapter
 from recbole_llamarec.ranking.binding import bind_labels
-from recbole_llamarec.ranking.language_model import load_language_model
-from recbole_llamarec.ranking.prompt import PromptBuilder
 from recbole_llamarec.ranking.ranker import Ranker
-from recbole_llamarec.ranking.verbalizer import Verbalizer
 from recbole_llamarec.settings import LlamaRecSettings
 
 LOG_STEPS = 10
@@ -85,24 +83,11 @@ def warm_start(
     Returns:
         what it was made of: settings, steps, seconds, the loss of every step, a digest of titles.
     """
-    base, tokenizer = load_language_model(settings.llm, device)
-    prompts = PromptBuilder(
-        tokenizer,
-        titles,
-        settings.verbalizer_labels,
-        settings.prompt,
-        max_history=settings.prompt_max_history,
-        max_title_tokens=settings.prompt_max_title_tokens,
+    ranker = build_ranker(
+        settings, titles, device, lambda base: add_adapter(base, settings.lora, seed)
     )
-    some_items = range(1, settings.rerank_candidates + 1)
-    verbalizer = Verbalizer.for_tokenizer(
-        tokenizer,
-        settings.verbalizer_labels,
-        prompts.text(some_items, some_items),
-        settings.prompt.response,
-    )
-    model = add_adapter(base, settings.lora, seed)
-    ranker = Ranker(model, prompts, verbalizer, settings.llm_batch_tokens)
+    if not isinstance(ranker, Ranker):
+        raise ValueError("ranking_method must be verbalizer: generate reads no labels.")
     start, curve = time.perf_counter(), []
     for step, n_candidates, loss in bind_labels(ranker, n_steps, np.random.default_rng(seed)):
         curve.append([n_candidates, round(loss, 4)])
@@ -113,8 +98,8 @@ def warm_start(
                 "step %d: %d candidates, loss %.3f nats, %.0f s", step, n_candidates, mean, seconds
             )
         if step % SAVE_STEPS == 0:
-            save_adapter(model, directory)
-    save_adapter(model, directory)
+            save_adapter(ranker.model, directory)
+    save_adapter(ranker.model, directory)
     return {
         "language_model": settings.llm.name_or_path,
         "lora": asdict(settings.lora),
