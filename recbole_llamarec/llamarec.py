@@ -25,8 +25,10 @@ from recbole_llamarec.ranking.adapter import (
 )
 from recbole_llamarec.ranking.generation import GeneratingRanker
 from recbole_llamarec.ranking.language_model import load_language_model, max_positions
+from recbole_llamarec.ranking.likelihood import LikelihoodRanker
 from recbole_llamarec.ranking.prompt import PromptBuilder
 from recbole_llamarec.ranking.ranker import Ranker
+from recbole_llamarec.ranking.title_list import TitleList
 from recbole_llamarec.ranking.verbalizer import Verbalizer
 from recbole_llamarec.registry import known_keys
 from recbole_llamarec.retrieval.retriever import (
@@ -40,6 +42,9 @@ from recbole_llamarec.settings import LlamaRecSettings, report_unknown_keys
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+
+AnyRanker = Ranker | GeneratingRanker | LikelihoodRanker
 
 
 class LlamaRec(SequentialRecommender):
@@ -82,7 +87,7 @@ class LlamaRec(SequentialRecommender):
         self.retriever, self.retriever_config = build_retriever(
             config, self.settings.retriever, self.settings.retriever_config, dataset
         )
-        self._ranker: Ranker | GeneratingRanker | None = None
+        self._ranker: AnyRanker | None = None
         self._saved_adapter: dict[str, Any] | None = None
         self._saved_label_prior: torch.Tensor | None = None
         self._pass: EvaluationPass | None = None
@@ -113,7 +118,7 @@ class LlamaRec(SequentialRecommender):
         return self.is_ranker_attached and self.fusion_weight != 0
 
     @property
-    def ranker(self) -> Ranker | GeneratingRanker:
+    def ranker(self) -> AnyRanker:
         """The ranker; loads the language model on first use."""
         if self._ranker is None:
             texts, device = self.item_texts, self.device
@@ -306,8 +311,8 @@ def build_ranker(
     texts: Sequence[str],
     device: torch.device,
     adapted: Callable[[PreTrainedModel], PeftModel],
-) -> Ranker | GeneratingRanker:
-    """Load the language model and put prompts and verbalizer beside it.
+) -> AnyRanker:
+    """Load the language model and put prompts, and a verbalizer, beside it.
 
     Args:
         settings: of the run.
@@ -320,6 +325,16 @@ def build_ranker(
     """
     base, tokenizer = load_language_model(settings.llm, device)
     template, limit = settings.prompt, settings.prompt_max_tokens or max_positions(base)
+    if settings.ranking_method == "likelihood":
+        titles = TitleList(
+            tokenizer,
+            texts,
+            settings.likelihood_heading,
+            settings.prompt_max_history,
+            settings.prompt_max_title_tokens,
+            limit,
+        )
+        return LikelihoodRanker(adapted(base), titles, settings.llm_batch_tokens)
     if settings.ranking_method == "generate":
         template = replace(template, instruction=settings.generate_instruction)
         if limit is not None:  # the written list needs positions too: each title and its line

@@ -48,9 +48,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "retriever_config": _optional(_MAPPING),
     "retriever_checkpoint": _optional(_TEXT),
     "ranking_method": (
-        lambda value: value in ("verbalizer", "generate", "none"),
-        "verbalizer, generate or none",
+        lambda value: value in ("verbalizer", "likelihood", "generate", "none"),
+        "verbalizer, likelihood, generate or none",
     ),
+    "likelihood_heading": _TEXT,
     "generate_instruction": _TEXT,
     "rerank_candidates": _whole(2),
     "rerank_order": (lambda value: value in ("retriever", "shuffle"), "retriever or shuffle"),
@@ -105,6 +106,7 @@ class LlamaRecSettings:
     retriever_config: Mapping[str, Any]
     retriever_checkpoint: str | None
     ranking_method: str
+    likelihood_heading: str
     generate_instruction: str
     rerank_candidates: int
     rerank_order: str
@@ -190,6 +192,8 @@ class LlamaRecSettings:
     @staticmethod
     def _labels(config, errors: list[str]) -> tuple[str, ...]:
         count, labels = config["rerank_candidates"], config["verbalizer_labels"]
+        if config["ranking_method"] == "likelihood":
+            return ()
         if labels is None:
             return _collect(errors, default_labels, count) or ()
         if len(labels) < count:
@@ -239,6 +243,13 @@ def _candidate_errors(config) -> list[str]:
             f"rerank_fusion: {weight!r} needs the log-probabilities of ranking_method: verbalizer; "
             "set it to ~."
         )
+    if method == "likelihood":
+        errors += [
+            f"{key}: {config[key]!r} is for labels, and ranking_method: likelihood reads none; set "
+            f"it to {plain}."
+            for key, plain in {"rerank_permutations": 1, "rerank_label_prior_rows": 0}.items()
+            if config[key] != plain
+        ]
     return errors
 
 

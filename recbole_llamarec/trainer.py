@@ -25,7 +25,8 @@ from recbole_llamarec.evaluation import (
 )
 from recbole_llamarec.fusion import fit_fusion, fused
 from recbole_llamarec.ranking.adapter import adapter_state, load_adapter_state, save_adapter
-from recbole_llamarec.ranking.tuning import tuning_step
+from recbole_llamarec.ranking.likelihood import LikelihoodRanker
+from recbole_llamarec.ranking.tuning import sequence_step, tuning_step
 from recbole_llamarec.registry import loader_like
 from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
 from recbole_llamarec.tuning_samples import TuningSamples
@@ -168,26 +169,27 @@ class LlamaRecTrainer(Trainer):
         if self._is_distributed:  # a batch smaller than the processes is given to each whole
             share = rows[self.config["local_rank"] :: self.config["world_size"]]
             rows = share if len(rows) >= self.config["world_size"] else rows
+        ranker, batch_tokens = self.model.ranker, self.settings.train_batch_tokens
+        options = {
+            "clip_norm": (self.clip_grad_norm or {}).get("max_norm"),
+            "reduce_gradients": _average_over_processes if self._is_distributed else None,
+            "on_progress": on_progress,
+        }
+        if isinstance(ranker, LikelihoodRanker):
+            sequences = samples.histories_with_targets(rows)
+            return sequence_step(ranker, sequences, optimizer, batch_tokens, **options)
         pools = samples.pools(rows, step)
-        clip = self.clip_grad_norm or {}
-        return tuning_step(
-            self.model.ranker,
-            samples.histories(rows),
-            [candidates.tolist() for candidates, _ in pools],
-            [label for _, label in pools],
-            optimizer,
-            self.settings.train_batch_tokens,
-            clip.get("max_norm"),
-            _average_over_processes if self._is_distributed else None,
-            on_progress,
-            self.settings.train_loss,
-        )
+        candidates = [candidates.tolist() for candidates, _ in pools]
+        labels = [label for _, label in pools]
+        batch = samples.histories(rows), candidates, labels
+        loss = self.settings.train_loss
+        return tuning_step(ranker, *batch, optimizer, batch_tokens, loss, **options)
 
     # --- what is fitted after tuning -----------------------------------------------------------
 
     def _calibrate(self, train_data, valid_data, show_progress: bool) -> None:
         """Measure the label prior and fit the fusion, as far as the settings ask for them."""
-        if self.settings.ranking_method != "verbalizer":
+        if self.settings.ranking_method == "generate":
             return
         if self.settings.rerank_label_prior_rows:
             self._measure_label_prior(train_data.dataset, show_progress)

@@ -62,6 +62,11 @@ class TuningSamples:
             found.append(self.sequences[row, max(0, length - shown) : length].tolist())
         return found
 
+    def histories_with_targets(self, rows: np.ndarray) -> list[list[int]]:
+        """The most recent items before each row's target, and the target behind them."""
+        pairs = zip(self.histories(rows), self.targets[rows].tolist(), strict=True)
+        return [[*history, target] for history, target in pairs]
+
     def pools(self, rows: np.ndarray, step: int) -> list[Pool]:
         """Candidates of each row, as ``train_candidates`` says."""
         settings = self.settings

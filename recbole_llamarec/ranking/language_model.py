@@ -220,13 +220,38 @@ def last_hidden_of(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Tensor
     Returns:
         `[B, H]`, as :func:`last_hidden` does, which is used where the model cannot be packed.
     """
+    return hidden_at(model, prompts, [[len(prompt) - 1] for prompt in prompts])
+
+
+def hidden_at(
+    model: nn.Module, prompts: Sequence[Sequence[int]], places: Sequence[Sequence[int]]
+) -> Tensor:
+    """Return final hidden states at some tokens of each prompt, without computing any logits.
+
+    Args:
+        model: causal language model from :func:`load_language_model`, plain or wrapped by PEFT.
+        prompts: token ids of each prompt, at least one token each.
+        places: which tokens of each prompt are read, counted from 0.
+
+    Returns:
+        `[P, H]`, P places of all prompts in their order; differentiable where gradients are
+        enabled.
+    """
     base: Any = _base_model(model)
     device = next(base.parameters()).device
-    if not getattr(base, "packs_prompts", False):
-        return last_hidden(model, *pad_right(prompts, device))
-    packing = pack(prompts, device)
-    with _only_rows(_last_feed_forward(base), packing.ends):
-        return packed_states(base.get_decoder(), packing)[packing.ends]  # [B, H]
+    if getattr(base, "packs_prompts", False):
+        packing = pack(prompts, device)
+        read = [packing.rows(i)[list(own)] for i, own in enumerate(places)]
+        rows = torch.from_numpy(np.concatenate(read)).to(device)  # [P]
+        with _only_rows(_last_feed_forward(base), rows.unique()):
+            return packed_states(base.get_decoder(), packing)[rows]  # [P, H]
+    input_ids, _ = pad_right(prompts, device)  # [B, T]
+    longest = input_ids.shape[1]
+    read = [i * longest + np.asarray(own, dtype=np.int64) for i, own in enumerate(places)]
+    rows = torch.from_numpy(np.concatenate(read)).to(device)  # [P], in [B * T]
+    with _only_rows(_last_feed_forward(base), rows.unique()):
+        hidden = base.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)[rows]  # [P, H]
 
 
 def prompt_batches(
@@ -293,6 +318,37 @@ def output_head(model: nn.Module) -> nn.Module:
             "output head; give a causal language model."
         )
     return head
+
+
+def head_logits(
+    hidden: Tensor, head: nn.Module, token_ids: Tensor, softcap: float | None = None
+) -> Tensor:
+    """Return the logits of some tokens, computed in float32 from their rows of the head only.
+
+    A head that is quantised or carries an adapter is called as a whole instead.
+
+    Args:
+        hidden: `[B, H]`, final hidden states.
+        head: the model's output layer, H to the vocabulary, with or without a bias.
+        token_ids: `[K]` int64, on the device of `hidden`.
+        softcap: what :func:`final_softcap` returns.
+
+    Returns:
+        `[B, K]`, float32.
+    """
+    # The exact types: a quantised head or one with an adapter is a subclass of either.
+    if (
+        type(head) is nn.Linear
+        and type(head.weight) is nn.Parameter
+        and head.weight.is_floating_point()
+    ):
+        bias = None if head.bias is None else head.bias[token_ids].float()  # [K]
+        with torch.autocast(hidden.device.type, enabled=False):
+            weight = head.weight[token_ids].float()  # [K, H]
+            logits = nn.functional.linear(hidden.float(), weight, bias)  # [B, K]
+    else:
+        logits = head(hidden)[:, token_ids].float()  # [B, V] -> [B, K]
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def final_softcap(model: nn.Module) -> float | None:

@@ -55,14 +55,24 @@ class Packing:
     Attributes:
         input_ids: token ids, ``[N]`` int64.
         position_ids: place of each token in its prompt, ``[N]`` int64.
-        ends: place in the row of each prompt's last token, ``[B]`` int64.
         segments: in the order of the row, which they cover.
+        paths: places in the row of each prompt, from its first token to its last.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    ends: Tensor
     segments: tuple[Segment, ...]
+    paths: tuple[tuple[slice, ...], ...]
+
+    @property
+    def ends(self) -> Tensor:
+        """Place in the row of each prompt's last token, ``[B]`` int64."""
+        ends = [path[-1].stop - 1 for path in self.paths]
+        return torch.tensor(ends, device=self.input_ids.device)
+
+    def rows(self, prompt: int) -> np.ndarray:
+        """Place in the row of each token of a prompt, int64 ``[T]``."""
+        return np.concatenate([np.arange(part.start, part.stop) for part in self.paths[prompt]])
 
 
 def pack(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -> Packing:
@@ -81,7 +91,7 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -
     input_ids: list[int] = []
     position_ids: list[int] = []
     segments: list[Segment] = []
-    ends = [0] * len(rows)
+    paths: list[tuple[slice, ...]] = [()] * len(rows)
 
     def lay(group: list[int], begin: int, context: tuple[slice, ...]) -> None:
         """Lay out the prompts of a group, which are equal up to ``begin``."""
@@ -96,7 +106,7 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -
         rest = [row for row in group if len(rows[row]) > stop]
         for row in group:
             if len(rows[row]) == stop:
-                ends[row] = len(input_ids) - 1
+                paths[row] = context
         for part in _split(rows, rest, stop):
             lay(part, stop, context)
 
@@ -104,7 +114,7 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -
     for part in _split(rows, order, 0):
         lay(part, 0, ())
     as_tensor = partial(torch.tensor, device=device)
-    return Packing(as_tensor(input_ids), as_tensor(position_ids), as_tensor(ends), tuple(segments))
+    return Packing(as_tensor(input_ids), as_tensor(position_ids), tuple(segments), tuple(paths))
 
 
 def packed_batches(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from recbole_llamarec.ranking.pieces import encode_pieces, encode_start
 from recbole_llamarec.ranking.template import TITLE_MARK, PromptTemplate, cut_points
 from recbole_llamarec.ranking.title import TitleRules, prepare_titles, special_texts
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-ANCHOR = "x"  # pieces are encoded behind it: SentencePiece treats the start of a text specially
 
 
 class _Slot(NamedTuple):
@@ -238,34 +237,12 @@ class PromptBuilder:
 
     def _encode_static(self, text: str, start: bool) -> list[int]:
         if text not in self._static_ids:
-            encode = self._encode_start if start else lambda piece: self._encode_pieces([piece])[0]
-            self._static_ids[text] = encode(text) if text else []
+            ids = encode_start(self.tokenizer, text) if start else self._encode_pieces([text])[0]
+            self._static_ids[text] = ids if text else []
         return self._static_ids[text]
 
-    def _encode_start(self, text: str) -> list[int]:
-        """The ids of a prompt's beginning, with the tokens that the tokenizer puts before it."""
-        plain = self.tokenizer(text, add_special_tokens=False).input_ids
-        ids = self.tokenizer(text).input_ids
-        if ids[len(ids) - len(plain) :] != plain:
-            raise ValueError(
-                "The tokenizer appends a token to each text, but the labels are read behind the "
-                "prompt's last one; load it with add_eos_token=False."
-            )
-        return ids
-
     def _encode_pieces(self, pieces: list[str]) -> list[list[int]]:
-        """Encode texts as they are inside a prompt; each must begin at a cut point."""
-        if not pieces:
-            return []
-        anchor = self.tokenizer(ANCHOR, add_special_tokens=False).input_ids
-        texts = [ANCHOR + piece for piece in pieces]
-        rows = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-        return [
-            row[len(anchor) :]
-            if row[: len(anchor)] == anchor
-            else self.tokenizer(piece, add_special_tokens=False).input_ids  # not piecewise
-            for row, piece in zip(rows, pieces, strict=True)
-        ]
+        return encode_pieces(self.tokenizer, pieces)
 
     def _check_piecewise(self, n_prompts: int = 8) -> None:
         """Warn where prompts over the catalogue differ from the tokenizer's own ids."""

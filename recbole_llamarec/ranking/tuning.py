@@ -1,10 +1,12 @@
-"""Tuning of the adapter, on the label alone or by another loss."""
+"""Tuning of the adapter: on the label alone, by another loss of the labels, or on likelihood."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy, softplus
 
 from recbole_llamarec.ranking.language_model import (
@@ -13,6 +15,7 @@ from recbole_llamarec.ranking.language_model import (
     output_head,
     prompt_batches,
 )
+from recbole_llamarec.ranking.likelihood import LikelihoodRanker
 from recbole_llamarec.ranking.ranker import Ranker
 
 Prompts = Sequence[Sequence[int]]
@@ -75,38 +78,92 @@ def tuning_step(
     labels: Sequence[int],
     optimizer: torch.optim.Optimizer,
     batch_tokens: int,
-    clip_norm: float | None = None,
-    reduce_gradients: Callable[[list[torch.Tensor]], None] | None = None,
-    on_progress: Callable[[int], object] | None = None,
     loss: str = "label",
+    **options,
 ) -> float:
-    """One optimizer step on one batch of samples.
-
-    The batch is cut into micro-batches of similar length, whose gradients add up to those of the
-    whole.
+    """One optimizer step on one batch of samples of a ranker by labels.
 
     Args:
         histories, candidates: item ids of each sample; K candidates each.
         labels: the target's position among the candidates, of each sample.
-        optimizer: over the adapter's weights.
-        batch_tokens: tokens of one forward pass, padding included.
-        clip_norm: largest norm of the gradient; ``None`` does not clip.
-        reduce_gradients: averages gradients over processes, in place.
-        on_progress: is told the number of samples of each micro-batch that is done.
         loss: a name in :data:`LOSSES`.
+        ranker, optimizer, batch_tokens, options: as :func:`optimizer_step` takes them.
 
     Returns:
         the mean loss of the batch in nats.
     """
-    losses_of = LOSSES[loss]
-    ranker.model.train()
-    optimizer.zero_grad(set_to_none=True)
-    encoded = [ranker.prompts.encode(h, c) for h, c in zip(histories, candidates, strict=True)]
-    total = 0.0
-    for rows in prompt_batches(ranker.model, encoded, batch_tokens):
+    prompts = [ranker.prompts.encode(h, c) for h, c in zip(histories, candidates, strict=True)]
+
+    def losses_of(rows: np.ndarray) -> torch.Tensor:
         targets = torch.tensor([labels[i] for i in rows], device=ranker.device)  # [b]
-        losses = losses_of(ranker, [encoded[i] for i in rows], targets, len(candidates[0]))  # [b]
-        share = losses.sum() / len(encoded)
+        return LOSSES[loss](ranker, [prompts[i] for i in rows], targets, len(candidates[0]))  # [b]
+
+    return optimizer_step(ranker.model, prompts, losses_of, optimizer, batch_tokens, **options)
+
+
+def sequence_step(
+    ranker: LikelihoodRanker,
+    sequences: Sequence[Sequence[int]],
+    optimizer: torch.optim.Optimizer,
+    batch_tokens: int,
+    **options,
+) -> float:
+    """One optimizer step on one batch of histories: each title is to be likely as the next one.
+
+    Args:
+        sequences: item ids in chronological order, at least one each.
+        ranker, optimizer, batch_tokens, options: as :func:`optimizer_step` takes them.
+
+    Returns:
+        the mean loss of the batch in nats a title, among the tokens that titles are made of.
+    """
+    encoded = [ranker.prompts.encode([], [sequence]) for sequence in sequences]
+    starts = [start for start, _ in encoded]
+    lists = [row for _, (row,) in encoded]
+    sizes = torch.tensor([len(sequence) for sequence in sequences], device=ranker.device)
+
+    def losses_of(rows: np.ndarray) -> torch.Tensor:
+        own = [lists[i] for i in rows]
+        likelihoods = ranker.log_likelihoods([starts[i] for i in rows], own)  # [b]
+        return -likelihoods / sizes[torch.from_numpy(rows).to(sizes.device)]
+
+    prompts = [start + row for start, row in zip(starts, lists, strict=True)]
+    return optimizer_step(ranker.model, prompts, losses_of, optimizer, batch_tokens, **options)
+
+
+def optimizer_step(
+    model: nn.Module,
+    prompts: Prompts,
+    losses_of: Callable[[np.ndarray], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    batch_tokens: int,
+    clip_norm: float | None = None,
+    reduce_gradients: Callable[[list[torch.Tensor]], None] | None = None,
+    on_progress: Callable[[int], object] | None = None,
+) -> float:
+    """One optimizer step on one batch, cut into micro-batches whose gradients add up.
+
+    Args:
+        model: the language model that is tuned.
+        prompts: token ids of each sample.
+        losses_of: loss of each of some samples in nats, ``[b]`` for their places ``[b]``.
+        optimizer: over the adapter's weights.
+        batch_tokens: tokens of one forward and backward pass.
+        clip_norm: largest norm of the gradient; ``None`` does not clip.
+        reduce_gradients: averages gradients over processes, in place.
+        on_progress: is told the number of samples of each micro-batch that is done.
+
+    Returns:
+        the mean loss of the batch in nats.
+
+    Raises:
+        ValueError: the loss is not finite.
+    """
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for rows in prompt_batches(model, prompts, batch_tokens):
+        share = losses_of(rows).sum() / len(prompts)
         if not torch.isfinite(share):
             raise ValueError(
                 f"The ranker's training loss is {share.item()}; lower learning_rate, or set "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from recbole_llamarec.ranking.language_model import head_logits
 from recbole_llamarec.ranking.template import PLACEHOLDERS, placeholder_error
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ class Verbalizer:
     def scores(
         self, hidden: Tensor, head: nn.Module, n_candidates: int, softcap: float | None = None
     ) -> Tensor:
-        """Return the labels' logits, computed in float32 from their rows of the head only.
-
-        A head that is quantised or carries an adapter is called as a whole instead.
+        """Return the labels' logits, as :func:`head_logits` does.
 
         Args:
             hidden: ``[B, H]``, last hidden state at the prompt's last position.
@@ -131,16 +130,4 @@ class Verbalizer:
                 "verbalizer_labels: give as many labels as candidates."
             )
         rows = torch.tensor(self.token_ids[:n_candidates], device=hidden.device)  # [K]
-        # The exact types: a quantised head or one with an adapter is a subclass of either.
-        if (
-            type(head) is nn.Linear
-            and type(head.weight) is nn.Parameter
-            and head.weight.is_floating_point()
-        ):
-            bias = None if head.bias is None else head.bias[rows].float()  # [K]
-            with torch.autocast(hidden.device.type, enabled=False):
-                weight = head.weight[rows].float()  # [K, H]
-                logits = nn.functional.linear(hidden.float(), weight, bias)  # [B, K]
-        else:
-            logits = head(hidden)[:, rows].float()  # [B, V] -> [B, K]
-        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        return head_logits(hidden, head, rows, softcap)

@@ -1,0 +1,133 @@
+"""Ranking by likelihood: how probable each candidate's title is as the next one of the history.
+
+The verbalizer asks a language model to point at a candidate by its letter, which a small model
+first has to learn, from one answer a prompt. A list of titles is plain text, on the other hand, and
+each of its titles is an answer to learn from (as in language models as recommenders: Zhang et al.
+2021; P5: Geng et al. 2022, arXiv 2203.13366). Nothing is generated
+either: all candidates are read in one forward pass behind the history, which they share, and since
+none sees the others, the order in which they are given is no matter.
+
+Shapes: K candidates, P tokens whose probability is read, V tokens that titles are made of.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from recbole_llamarec.ranking.batching import length_batches
+from recbole_llamarec.ranking.language_model import (
+    final_softcap,
+    head_logits,
+    hidden_at,
+    output_head,
+)
+from recbole_llamarec.ranking.title_list import TitleList
+
+_logger = logging.getLogger(__name__)
+
+
+class LikelihoodRanker:
+    """Ranks candidates by the probability of their titles behind the history's.
+
+    It is used in the place of a :class:`~recbole_llamarec.ranking.ranker.Ranker`. Probabilities are
+    among the tokens that titles are made of; titles that are added later bring theirs with them.
+
+    Args:
+        model: a causal language model, with or without an adapter.
+        prompts: builds token ids from item ids.
+        batch_tokens: tokens of one forward pass, what is shared counted once; halved where memory
+            does not suffice.
+    """
+
+    label_prior: None = None  # there are no labels
+
+    def __init__(self, model, prompts: TitleList, batch_tokens: int) -> None:
+        self.model = model
+        self.prompts = prompts
+        self.batch_tokens = batch_tokens
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def log_likelihoods(
+        self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Log-probability of each continuation behind its context, with gradients where enabled.
+
+        Args:
+            contexts: token ids, at least one each; equal ones are computed once where the model
+                packs its prompts.
+            continuations: token ids of titles, at least one each.
+
+        Returns:
+            in nats, float32 ``[len(contexts)]``.
+        """
+        pairs = list(zip(contexts, continuations, strict=True))
+        # the token at a place is read off the state of the one before it
+        places = [range(len(a) - 1, len(a) + len(b) - 1) for a, b in pairs]
+        hidden = hidden_at(self.model, [[*a, *b[:-1]] for a, b in pairs], places)  # [P, H]
+        known = torch.tensor(self.prompts.token_ids, device=hidden.device)  # [V]
+        expected = torch.tensor([token for _, b in pairs for token in b], device=hidden.device)
+        logits = head_logits(
+            hidden, output_head(self.model), known, final_softcap(self.model)
+        )  # [P, V]
+        found = logits.log_softmax(-1).gather(1, torch.searchsorted(known, expected)[:, None])
+        parts = found.squeeze(1).split([len(b) for _, b in pairs])
+        return torch.stack([part.sum() for part in parts])
+
+    @torch.no_grad()
+    def rank(
+        self,
+        histories: Sequence[Sequence[int]],
+        candidates: Sequence[Sequence[int]],
+        show_progress: bool = False,
+    ) -> torch.Tensor:
+        """Log-probability of each candidate to be the next item, among the candidates.
+
+        Args:
+            histories: item ids of each user in chronological order, any length.
+            candidates: item ids to rank, equally many (K) for each user.
+            show_progress: show a progress bar over users.
+
+        Returns:
+            float32 ``[users, K]`` on the CPU, in the order of ``candidates``; every row sums to 1
+            in probability.
+        """
+        if not len(histories):
+            return torch.zeros(0, 0)
+        shortened_before = self.prompts.n_shortened
+        encoded = [
+            self.prompts.encode(history, [[item] for item in pool])
+            for history, pool in zip(histories, candidates, strict=True)
+        ]
+        self.prompts.report_shortened(since=shortened_before)
+        result = torch.empty(len(encoded), len(candidates[0]))
+        lengths = [len(context) + sum(map(len, titles)) for context, titles in encoded]
+        self.model.eval()
+        with tqdm(
+            total=len(encoded), desc="Rank", unit="user", ncols=100, disable=not show_progress
+        ) as progress:
+            for batch in length_batches(lengths, self.batch_tokens):
+                found = self._within_memory([encoded[i] for i in batch])  # [b, K]
+                result[torch.from_numpy(batch)] = found.log_softmax(-1).cpu()
+                progress.update(len(batch))
+        return result
+
+    def _within_memory(self, encoded: list[tuple[list[int], list[list[int]]]]) -> torch.Tensor:
+        """Log-likelihoods ``[b, K]``, in halves where the device has too little memory."""
+        try:
+            contexts = [context for context, titles in encoded for _ in titles]
+            titles = [title for _, row in encoded for title in row]
+            return self.log_likelihoods(contexts, titles).view(len(encoded), -1)
+        except torch.OutOfMemoryError:
+            if len(encoded) == 1:
+                raise
+        self.batch_tokens //= 2
+        _logger.warning("Out of memory: llm_batch_tokens is %d from now on.", self.batch_tokens)
+        half = len(encoded) // 2
+        return torch.cat([self._within_memory(part) for part in (encoded[:half], encoded[half:])])
