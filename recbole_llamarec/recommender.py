@@ -232,7 +232,9 @@ class Recommender:
                 f"There are {len(pool)} candidates, {len(set(pool))} of them distinct; give two "
                 "or more, each once."
             )
-        size = self.model.settings.rerank_candidates
+        settings = self.model.settings
+        by_labels = settings.ranking_method != "likelihood"
+        size = settings.rerank_candidates if by_labels else len(pool)
         order = list(pool)
         scores: dict[int, float] = {}
         for start in window_starts(len(pool), size):

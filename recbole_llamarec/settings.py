@@ -82,6 +82,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value in ("label", "next_token", "ranknet"),
         "label, next_token or ranknet",
     ),
+    "train_schedule": (lambda value: value in ("constant", "cosine"), "constant or cosine"),
     "train_max_samples": _optional(_whole(0)),
     "train_batch_tokens": _whole(1),
     "train_eval_steps": _optional(_whole(1)),
@@ -129,6 +130,7 @@ class LlamaRecSettings:
     train_candidates_from: int
     train_positions: int
     train_loss: str
+    train_schedule: str
     train_max_samples: int | None
     train_batch_tokens: int
     train_eval_steps: int | None

@@ -26,7 +26,7 @@ from recbole_llamarec.evaluation import (
 from recbole_llamarec.fusion import fit_fusion, fused
 from recbole_llamarec.ranking.adapter import adapter_state, load_adapter_state, save_adapter
 from recbole_llamarec.ranking.likelihood import LikelihoodRanker
-from recbole_llamarec.ranking.tuning import sequence_step, tuning_step
+from recbole_llamarec.ranking.tuning import learning_rate_factor, sequence_step, tuning_step
 from recbole_llamarec.registry import loader_like
 from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
 from recbole_llamarec.tuning_samples import TuningSamples
@@ -137,6 +137,9 @@ class LlamaRecTrainer(Trainer):
             nothing = np.empty(0, dtype=np.int64)  # step 0 validates, where there is no other step
             for step, rows in enumerate([nothing, *batches]):
                 if step:
+                    factor = learning_rate_factor(self.settings.train_schedule, step, len(batches))
+                    for group in optimizer.param_groups:
+                        group["lr"] = factor * self.config["learning_rate"]
                     loss = self._tuning_step(samples, rows, step, optimizer, progress.update)
                     losses.append(loss)
                     self.tensorboard.add_scalar("Loss/Ranker", losses[-1], step)

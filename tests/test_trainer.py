@@ -19,6 +19,8 @@ import recbole_llamarec.trainer as trainer_module
 from recbole_llamarec import LlamaRec, LRURec
 from recbole_llamarec.analysis import describe
 from recbole_llamarec.fusion import Fusion
+from recbole_llamarec.ranking.tuning import learning_rate_factor
+from recbole_llamarec.recommender import Recommender
 from recbole_llamarec.registry import load_checkpoint
 from recbole_llamarec.tuning_samples import TuningSamples
 
@@ -168,6 +170,37 @@ def test_the_retriever_alone_on_the_same_terms(tiny_run, trained, monkeypatch):
         *(f"retriever_{m}@{k}" for m in ("recall", "mrr", "ndcg") for k in (5, 10)),
         *("history_length", "target_count"),
     ]
+
+
+def test_likelihood_is_tuned_fused_and_reloaded(tiny_run):
+    settings = {
+        "ranking_method": "likelihood",
+        "rerank_candidates": 30,  # more than there are letters to rank by in one case
+        "rerank_fusion": "auto",
+        "train_schedule": "cosine",
+        "train_max_samples": 64,
+    }
+    result = run_recbole(config_dict=tiny_run | settings)
+    checkpoint = checkpoint_of(Path(tiny_run["checkpoint_dir"]))
+    config, model, dataset, *_, test = load_data_and_model(str(checkpoint))
+    assert model.fusion_weight is not None
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    assert trainer.evaluate(test, load_best_model=False) == result["test_result"]
+
+    recommender = Recommender(model, dataset)
+    pool = [f"i{n}" for n in range(40)]  # in no windows: nothing bounds a pool
+    ranked = recommender.rank(["i1", "i2"], [*pool, {"text": "A film that no catalogue has"}])
+    assert sum(item.probability for item in ranked) == pytest.approx(1)
+    assert [item.score for item in ranked] == sorted((r.score for r in ranked), reverse=True)
+
+
+def test_the_cosine_schedule_rises_and_falls_to_nothing():
+    factors = [learning_rate_factor("cosine", step, 100) for step in range(1, 101)]
+    assert factors[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert factors[2:] == sorted(factors[2:], reverse=True)
+    assert factors[-1] == pytest.approx(0)
+    assert learning_rate_factor("constant", 7, 100) == 1
+    assert learning_rate_factor("cosine", 1, 1) == 1
 
 
 def test_generated_lists_rank_untuned(tiny_run, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -69,6 +70,22 @@ def next_token_loss(
 
 
 LOSSES = {"label": label_loss, "ranknet": ranknet_loss, "next_token": next_token_loss}
+
+
+def learning_rate_factor(schedule: str, step: int, n_steps: int) -> float:
+    """What the learning rate is multiplied by at a step.
+
+    Args:
+        schedule: ``constant``, or ``cosine``: a rise over the first 3 % of the steps, then half a
+            cosine down to 0 (Loshchilov and Hutter 2017, without restarts).
+        step: from 1 to ``n_steps``.
+    """
+    if schedule == "constant":
+        return 1.0
+    rise = max(1, round(0.03 * n_steps))
+    if step <= rise:
+        return step / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, n_steps - rise)))
 
 
 def tuning_step(
