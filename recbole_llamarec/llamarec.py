@@ -31,6 +31,7 @@ from recbole_llamarec.ranking.ranker import Ranker
 from recbole_llamarec.ranking.title_list import TitleList
 from recbole_llamarec.ranking.verbalizer import Verbalizer
 from recbole_llamarec.registry import known_keys
+from recbole_llamarec.retrieval.neighbours import Neighbours, training_sequences
 from recbole_llamarec.retrieval.retriever import (
     build_retriever,
     ranked_items,
@@ -67,6 +68,7 @@ class LlamaRec(SequentialRecommender):
     Attributes:
         fusion_weight: of the ranker beside the retriever; ``None`` leaves the retriever out.
         item_counts: how often each item is a target in training, int64 ``[n_items]``.
+        neighbours: what followed each item in training, where prompts show it (evidence_items).
     """
 
     input_type = InputType.POINTWISE
@@ -83,6 +85,16 @@ class LlamaRec(SequentialRecommender):
         self.item_counts = np.bincount(
             np.asarray(dataset.inter_feat[self.ITEM_ID]), minlength=self.n_items
         )
+        self.neighbours: Neighbours | None = None
+        if self.settings.evidence_items:
+            sequences = training_sequences(
+                *(
+                    np.asarray(dataset.inter_feat[field])
+                    for field in (self.USER_ID, self.ITEM_ID, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
+                )
+            )
+            n_shown = self.settings.evidence_items, self.settings.evidence_followers
+            self.neighbours = Neighbours(sequences, self.n_items, *n_shown)
         self._check_catalogue()
         self.retriever, self.retriever_config = build_retriever(
             config, self.settings.retriever, self.settings.retriever_config, dataset
@@ -276,10 +288,22 @@ class LlamaRec(SequentialRecommender):
             float32 ``[R, K]`` on the CPU, in the order of ``candidates``.
         """
         show_progress = self._pass is not None and self._pass.show_progress
+        histories = [self.shown_history(history) for history in histories]
         if shown is None:
             return self.ranker.rank(histories, candidates.tolist(), show_progress)
         scores = self.ranker.rank(histories, candidates.gather(1, shown).tolist(), show_progress)
         return torch.empty_like(scores).scatter_(1, shown, scores)
+
+    def shown_history(self, history: Sequence[int], user: int | None = None) -> list[int]:
+        """The items that a prompt shows for a history: its last ones, behind any evidence.
+
+        Args:
+            history: item ids in chronological order.
+            user: internal id of the user whose training history is learnt from, and is therefore
+                no evidence; ``None`` otherwise.
+        """
+        recent = list(history[max(0, len(history) - self.settings.prompt_max_history) :])
+        return recent if self.neighbours is None else self.neighbours.before(history, user) + recent
 
     def final_scores(self, by_retriever: torch.Tensor, by_ranker: torch.Tensor) -> torch.Tensor:
         """Final scores of candidates: the ranker's, or both stages' where they are fused.
@@ -330,11 +354,13 @@ def build_ranker(
             tokenizer,
             texts,
             settings.likelihood_heading,
-            settings.prompt_max_history,
+            None,  # LlamaRec.shown_history has seen to it
             settings.prompt_max_title_tokens,
             limit,
         )
-        return LikelihoodRanker(adapted(base), titles, settings.llm_batch_tokens)
+        return LikelihoodRanker(
+            adapted(base), titles, settings.llm_batch_tokens, settings.likelihood_temperature
+        )
     if settings.ranking_method == "generate":
         template = replace(template, instruction=settings.generate_instruction)
         if limit is not None:  # the written list needs positions too: each title and its line

@@ -258,7 +258,8 @@ class Recommender:
 
     def prompt(self, history: Sequence[str], candidates: Sequence[str]) -> str:
         """The text that the language model reads for item tokens."""
-        return self.model.ranker.prompts.text(self.ids_of(history), self.ids_of(candidates))
+        shown = self.model.shown_history(self.ids_of(history))
+        return self.model.ranker.prompts.text(shown, self.ids_of(candidates))
 
 
 def window_starts(n_candidates: int, size: int) -> list[int]:

@@ -52,6 +52,12 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "verbalizer, likelihood, generate or none",
     ),
     "likelihood_heading": _TEXT,
+    "likelihood_temperature": (
+        lambda value: type(value) in (int, float) and 0 < value < float("inf"),
+        "a number above 0",
+    ),
+    "evidence_items": _whole(0),
+    "evidence_followers": _whole(1),
     "generate_instruction": _TEXT,
     "rerank_candidates": _whole(2),
     "rerank_order": (lambda value: value in ("retriever", "shuffle"), "retriever or shuffle"),
@@ -79,8 +85,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train_candidates_from": _whole(2),
     "train_positions": _whole(1),
     "train_loss": (
-        lambda value: value in ("label", "next_token", "ranknet"),
-        "label, next_token or ranknet",
+        lambda value: value in ("label", "next_token", "ranknet", "titles"),
+        "label, next_token, ranknet or titles",
     ),
     "train_schedule": (lambda value: value in ("constant", "cosine"), "constant or cosine"),
     "train_max_samples": _optional(_whole(0)),
@@ -108,6 +114,9 @@ class LlamaRecSettings:
     retriever_checkpoint: str | None
     ranking_method: str
     likelihood_heading: str
+    likelihood_temperature: float
+    evidence_items: int
+    evidence_followers: int
     generate_instruction: str
     rerank_candidates: int
     rerank_order: str
@@ -245,13 +254,32 @@ def _candidate_errors(config) -> list[str]:
             f"rerank_fusion: {weight!r} needs the log-probabilities of ranking_method: verbalizer; "
             "set it to ~."
         )
-    if method == "likelihood":
-        errors += [
-            f"{key}: {config[key]!r} is for labels, and ranking_method: likelihood reads none; set "
-            f"it to {plain}."
-            for key, plain in {"rerank_permutations": 1, "rerank_label_prior_rows": 0}.items()
-            if config[key] != plain
+    errors += _likelihood_errors(config)
+    return errors
+
+
+def _likelihood_errors(config) -> list[str]:
+    """Keys of the labels beside likelihood, and of likelihood beside labels."""
+    loss = config["train_loss"]
+    if config["ranking_method"] != "likelihood":
+        of_likelihood = {"evidence_items": config["evidence_items"], "train_loss": loss == "titles"}
+        return [
+            f"{key}: {config[key]!r} needs ranking_method: likelihood."
+            for key, is_set in of_likelihood.items()
+            if is_set
         ]
+    plain = {"rerank_permutations": 1, "rerank_label_prior_rows": 0, "train_positions": 1}
+    errors = [
+        f"{key}: {config[key]!r} is for labels, and ranking_method: likelihood reads none; set it "
+        f"to {value}."
+        for key, value in plain.items()
+        if config[key] != value
+    ]
+    if loss in ("next_token", "ranknet"):
+        errors.append(
+            f"train_loss: {loss!r} is for labels; with ranking_method: likelihood set it to label "
+            "(the target among the candidates) or titles (every title of the history)."
+        )
     return errors
 
 

@@ -26,7 +26,12 @@ from recbole_llamarec.evaluation import (
 from recbole_llamarec.fusion import fit_fusion, fused
 from recbole_llamarec.ranking.adapter import adapter_state, load_adapter_state, save_adapter
 from recbole_llamarec.ranking.likelihood import LikelihoodRanker
-from recbole_llamarec.ranking.tuning import learning_rate_factor, sequence_step, tuning_step
+from recbole_llamarec.ranking.tuning import (
+    choice_step,
+    learning_rate_factor,
+    sequence_step,
+    tuning_step,
+)
 from recbole_llamarec.registry import loader_like
 from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
 from recbole_llamarec.tuning_samples import TuningSamples
@@ -178,14 +183,19 @@ class LlamaRecTrainer(Trainer):
             "reduce_gradients": _average_over_processes if self._is_distributed else None,
             "on_progress": on_progress,
         }
-        if isinstance(ranker, LikelihoodRanker):
+        loss = self.settings.train_loss
+        if loss == "titles":
             sequences = samples.histories_with_targets(rows)
             return sequence_step(ranker, sequences, optimizer, batch_tokens, **options)
         pools = samples.pools(rows, step)
         candidates = [candidates.tolist() for candidates, _ in pools]
         labels = [label for _, label in pools]
+        if isinstance(ranker, LikelihoodRanker):
+            shown = samples.histories_with_evidence(rows)
+            return choice_step(
+                ranker, shown, candidates, labels, optimizer, batch_tokens, **options
+            )
         batch = samples.histories(rows), candidates, labels
-        loss = self.settings.train_loss
         return tuning_step(ranker, *batch, optimizer, batch_tokens, loss, **options)
 
     # --- what is fitted after tuning -----------------------------------------------------------

@@ -62,6 +62,13 @@ class TuningSamples:
             found.append(self.sequences[row, max(0, length - shown) : length].tolist())
         return found
 
+    def histories_with_evidence(self, rows: np.ndarray) -> list[list[int]]:
+        """What ranking by likelihood shows before each row's target."""
+        return [
+            self.model.shown_history(self.sequences[row, : self.lengths[row]].tolist(), user)
+            for row, user in zip(rows, self.users[rows].tolist(), strict=True)
+        ]
+
     def histories_with_targets(self, rows: np.ndarray) -> list[list[int]]:
         """The most recent items before each row's target, and the target behind them."""
         pairs = zip(self.histories(rows), self.targets[rows].tolist(), strict=True)

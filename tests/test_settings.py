@@ -74,6 +74,11 @@ def test_defaults_are_the_papers():
             {"valid_metric": "MRR@10", "metrics": ["NDCG"], "topk": [10]},
             ["valid_metric", "NDCG@10"],
         ),
+        ({"evidence_items": 3}, ["evidence_items: 3", "likelihood"]),
+        ({"train_loss": "titles"}, ["train_loss", "likelihood"]),
+        ({"ranking_method": "likelihood", "train_loss": "ranknet"}, ["train_loss", "titles"]),
+        ({"ranking_method": "likelihood", "rerank_permutations": 2}, ["rerank_permutations: 2"]),
+        ({"likelihood_temperature": 0}, ["likelihood_temperature", "above 0"]),
         ({"eval_args": {"mode": {"valid": "uni100", "test": "full"}}}, ["eval_args", "full"]),
     ],
 )

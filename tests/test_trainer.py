@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import torch
 from helpers import ROOT, checkpoint_of, environment
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import load_data_and_model, objective_function, run_recbole
 from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer
@@ -172,8 +174,9 @@ def test_the_retriever_alone_on_the_same_terms(tiny_run, trained, monkeypatch):
     ]
 
 
-def test_likelihood_is_tuned_fused_and_reloaded(tiny_run):
-    settings = {
+@pytest.mark.parametrize("options", [{"train_loss": "titles"}, {"evidence_items": 2}])
+def test_likelihood_is_tuned_fused_and_reloaded(tiny_run, options):
+    settings = options | {
         "ranking_method": "likelihood",
         "rerank_candidates": 30,  # more than there are letters to rank by in one case
         "rerank_fusion": "auto",
@@ -192,6 +195,47 @@ def test_likelihood_is_tuned_fused_and_reloaded(tiny_run):
     ranked = recommender.rank(["i1", "i2"], [*pool, {"text": "A film that no catalogue has"}])
     assert sum(item.probability for item in ranked) == pytest.approx(1)
     assert [item.score for item in ranked] == sorted((r.score for r in ranked), reverse=True)
+
+
+def test_evidence_comes_from_other_users_training_items_alone(tiny_run):
+    settings = {"ranking_method": "likelihood", "evidence_items": 3, "evidence_followers": 4}
+    config = Config(config_dict=tiny_run | settings)
+    train, _, _ = data_preparation(config, create_dataset(config))
+    model = LlamaRec(config, train.dataset)
+    samples = TuningSamples(model, train.dataset, seed=1)
+    n_shown = 0
+    for row in range(0, len(samples), 7):
+        (shown,) = samples.histories_with_evidence(np.array([row]))
+        history = samples.sequences[row, : samples.lengths[row]].tolist()
+        recent = history[-5:]  # prompt_max_history
+        assert shown[len(shown) - len(recent) :] == recent
+        evidence = shown[: len(shown) - len(recent)]
+        others = set(range(model.n_items)) - {samples.users[row]}
+        followed = {
+            (int(a), int(b))
+            for user in others
+            for a, b in pairs_within(sequence_of(samples, user), 5)
+        }
+        last = None
+        for item in evidence:
+            if item in history:
+                last = item
+            else:
+                assert (last, item) in followed
+                n_shown += 1
+    assert n_shown > 50
+
+
+def sequence_of(samples: TuningSamples, user: int) -> list[int]:
+    rows = np.flatnonzero(samples.users == user)
+    if not len(rows):
+        return []
+    first = samples.sequences[rows[0], : samples.lengths[rows[0]]].tolist()
+    return first + samples.targets[rows].tolist()
+
+
+def pairs_within(sequence: list[int], window: int) -> list[tuple[int, int]]:
+    return [(a, b) for i, a in enumerate(sequence) for b in sequence[i + 1 : i + 1 + window]]
 
 
 def test_the_cosine_schedule_rises_and_falls_to_nothing():

@@ -27,6 +27,8 @@ from recbole_llamarec.ranking.language_model import (
 )
 from recbole_llamarec.ranking.title_list import TitleList
 
+EncodedPool = tuple[list[int], list[list[int]]]  # token ids of a context and of what may follow it
+
 _logger = logging.getLogger(__name__)
 
 
@@ -41,14 +43,18 @@ class LikelihoodRanker:
         prompts: builds token ids from item ids.
         batch_tokens: tokens of one forward pass, what is shared counted once; halved where memory
             does not suffice.
+        temperature: what log-likelihoods are divided by to become scores.
     """
 
     label_prior: None = None  # there are no labels
 
-    def __init__(self, model, prompts: TitleList, batch_tokens: int) -> None:
+    def __init__(
+        self, model, prompts: TitleList, batch_tokens: int, temperature: float = 1.0
+    ) -> None:
         self.model = model
         self.prompts = prompts
         self.batch_tokens = batch_tokens
+        self.temperature = temperature
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +85,20 @@ class LikelihoodRanker:
         found = logits.log_softmax(-1).gather(1, torch.searchsorted(known, expected)[:, None])
         parts = found.squeeze(1).split([len(b) for _, b in pairs])
         return torch.stack([part.sum() for part in parts])
+
+    def candidate_scores(self, encoded: Sequence[EncodedPool]) -> torch.Tensor:
+        """Scores of the candidates of each user, with gradients where they are enabled.
+
+        Args:
+            encoded: what :meth:`TitleList.encode` gives for each user; K candidates each.
+
+        Returns:
+            float32 ``[users, K]``; their softmax is the probability to be the next item.
+        """
+        contexts = [context for context, titles in encoded for _ in titles]
+        titles = [title for _, row in encoded for title in row]
+        found = self.log_likelihoods(contexts, titles) / self.temperature
+        return found.view(len(encoded), -1)
 
     @torch.no_grad()
     def rank(
@@ -118,12 +138,10 @@ class LikelihoodRanker:
                 progress.update(len(batch))
         return result
 
-    def _within_memory(self, encoded: list[tuple[list[int], list[list[int]]]]) -> torch.Tensor:
-        """Log-likelihoods ``[b, K]``, in halves where the device has too little memory."""
+    def _within_memory(self, encoded: list[EncodedPool]) -> torch.Tensor:
+        """:meth:`candidate_scores`, in halves where the device has too little memory."""
         try:
-            contexts = [context for context, titles in encoded for _ in titles]
-            titles = [title for _, row in encoded for title in row]
-            return self.log_likelihoods(contexts, titles).view(len(encoded), -1)
+            return self.candidate_scores(encoded)
         except torch.OutOfMemoryError:
             if len(encoded) == 1:
                 raise

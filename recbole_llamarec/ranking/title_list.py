@@ -28,7 +28,7 @@ class TitleList:
         tokenizer: any tokenizer of transformers.
         titles: text of each item id; the one of id 0, RecBole's padding item, is never shown.
         heading: what stands before the first title.
-        max_history: most titles of a history, the most recent ones.
+        max_history: most titles of a history, the most recent ones; ``None`` is no limit.
         max_title_tokens: most tokens of a title; a longer one is cut, everywhere alike.
         max_tokens: most tokens of a text; the oldest titles go first; ``None`` is no limit.
 
@@ -43,7 +43,7 @@ class TitleList:
         tokenizer: PreTrainedTokenizerBase,
         titles: Sequence[str],
         heading: str,
-        max_history: int,
+        max_history: int | None,
         max_title_tokens: int,
         max_tokens: int | None = None,
     ) -> None:
@@ -90,7 +90,7 @@ class TitleList:
         Raises:
             ValueError: an id is not an item's, or a continuation does not fit ``max_tokens``.
         """
-        recent = [int(item) for item in history[max(0, len(history) - self.max_history) :]]
+        recent = [int(item) for item in self._recent(history)]
         n_items = len(self.titles)
         if wrong := [item for item in chain(recent, *nexts) if not 0 < item < n_items]:
             raise ValueError(
@@ -111,9 +111,14 @@ class TitleList:
             self.n_shortened += len(kept) < len(recent)
         return self._start + [token for item in kept for token in self._pieces[item]], continuations
 
+    def _recent(self, history: Sequence[int]) -> Sequence[int]:
+        if self.max_history is None:
+            return history
+        return history[max(0, len(history) - self.max_history) :]
+
     def text(self, history: Sequence[int], candidates: Sequence[int]) -> str:
         """The history's text, and behind it, one a line, what each candidate adds."""
-        recent = history[max(0, len(history) - self.max_history) :]
+        recent = self._recent(history)
         shown = "".join(f" {self.titles[item]}{END}" for item in recent)
         return "\n".join([self.heading + shown, *(f" {self.titles[i]}{END}" for i in candidates)])
 

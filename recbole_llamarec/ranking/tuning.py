@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -145,6 +146,33 @@ def sequence_step(
         return -likelihoods / sizes[torch.from_numpy(rows).to(sizes.device)]
 
     prompts = [start + row for start, row in zip(starts, lists, strict=True)]
+    return optimizer_step(ranker.model, prompts, losses_of, optimizer, batch_tokens, **options)
+
+
+def choice_step(
+    ranker: LikelihoodRanker,
+    histories: Sequence[Sequence[int]],
+    candidates: Sequence[Sequence[int]],
+    labels: Sequence[int],
+    optimizer: torch.optim.Optimizer,
+    batch_tokens: int,
+    **options,
+) -> float:
+    """One optimizer step on one batch of samples: the target is to be likely among the candidates.
+
+    Args and returns are those of :func:`tuning_step`.
+    """
+    encoded = [
+        ranker.prompts.encode(history, [[item] for item in pool])
+        for history, pool in zip(histories, candidates, strict=True)
+    ]
+
+    def losses_of(rows: np.ndarray) -> torch.Tensor:
+        targets = torch.tensor([labels[i] for i in rows], device=ranker.device)  # [b]
+        scores = ranker.candidate_scores([encoded[i] for i in rows])  # [b, K]
+        return cross_entropy(scores, targets, reduction="none")  # [b]
+
+    prompts = [[*context, *chain(*titles)] for context, titles in encoded]
     return optimizer_step(ranker.model, prompts, losses_of, optimizer, batch_tokens, **options)
 
 

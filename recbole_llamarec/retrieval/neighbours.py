@@ -1,0 +1,105 @@
+"""What other users chose after an item: evidence that a language model can read as titles.
+
+A language model knows titles and not who chose what. Shown which items followed the history's last
+items in other users' histories, it reads off them what it would else have to learn by heart
+(collaborative evidence in the prompt: CoRAL, Wu et al. 2024, arXiv 2403.06447).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from scipy.sparse import csr_array
+
+WINDOW = 5  # steps behind an item within which another counts as its follower
+
+
+class Neighbours:
+    """The items that most often followed each item in training histories.
+
+    A follower d steps behind counts 1 / d, up to :data:`WINDOW` steps.
+
+    Args:
+        sequences: item ids of each user in chronological order, of the training part alone.
+        n_items: items, the padding item 0 included.
+        n_recent: how many of a history's last items bring their followers.
+        n_followers: most followers of each.
+    """
+
+    def __init__(
+        self, sequences: Mapping[int, np.ndarray], n_items: int, n_recent: int, n_followers: int
+    ) -> None:
+        self.n_recent, self.n_followers = n_recent, n_followers
+        self._sequences = sequences
+        pairs = [np.stack(pair) for own in sequences.values() for pair in _followers(own)]
+        first, second, weights = np.concatenate([np.empty((3, 0)), *pairs], axis=1)
+        places = first.astype(np.int64), second.astype(np.int64)
+        self._counts = csr_array((weights, places), shape=(n_items, n_items))  # adds up repetitions
+
+    def of(self, item: int, without: Sequence[int], user: int | None = None) -> list[int]:
+        """The followers of an item, the most frequent first, equal ones by id.
+
+        Args:
+            item: its id.
+            without: items that are left out.
+            user: whose own training history does not count, as when it is learnt from.
+        """
+        start, stop = self._counts.indptr[item : item + 2]
+        items, counts = self._counts.indices[start:stop], self._counts.data[start:stop]
+        if user is not None:
+            counts = counts - self._share(user, item, items)
+        counts = counts.round(9)  # so that equal counts are equal, whatever they were added up from
+        kept = ~np.isin(items, without) & (counts > 0)
+        items, counts = items[kept], counts[kept]
+        return items[np.lexsort((items, -counts))[: self.n_followers]].tolist()
+
+    def before(self, history: Sequence[int], user: int | None = None) -> list[int]:
+        """What is shown before a history: its last items, each with its followers behind it.
+
+        Args:
+            history: item ids in chronological order; none of them is shown as a follower.
+            user: as :meth:`of` takes it.
+        """
+        shown: list[int] = []
+        for item in history[max(0, len(history) - self.n_recent) :]:
+            shown += [item, *self.of(item, history, user)]
+        return shown
+
+    def _share(self, user: int, item: int, items: np.ndarray) -> np.ndarray:
+        """What a user's own history adds to an item's counts; ``[len(items)]``."""
+        own = self._sequences.get(user, np.empty(0, dtype=np.int64))
+        share = np.zeros(len(items))
+        for place in np.flatnonzero(own == item):
+            for step, follower in enumerate(own[place + 1 : place + 1 + WINDOW], start=1):
+                share[items == follower] += 1 / step
+        return share
+
+
+def training_sequences(
+    users: np.ndarray, targets: np.ndarray, histories: np.ndarray, lengths: np.ndarray
+) -> dict[int, np.ndarray]:
+    """Each user's training items in chronological order, from RecBole's row for each prefix.
+
+    Args:
+        users, targets, lengths: of each row, ``[rows]``; a user's rows stand together, the
+            earliest first.
+        histories: of each row, ``[rows, L]``, 0 is padding.
+    """
+    if not len(users):
+        return {}
+    is_last = np.append(users[1:] != users[:-1], True)
+    ends = np.flatnonzero(is_last).tolist()
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    return {
+        int(users[start]): np.concatenate(
+            [histories[start, : lengths[start]], targets[start : end + 1]]
+        )
+        for start, end in zip(starts, ends, strict=True)
+    }
+
+
+def _followers(sequence: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Items, those that follow them, and what each pair counts."""
+    for step in range(1, min(WINDOW, len(sequence) - 1) + 1):
+        yield sequence[:-step], sequence[step:], np.full(len(sequence) - step, 1 / step)

@@ -1,0 +1,62 @@
+"""Followers of items, against counts by hand and by brute force."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from recbole_llamarec.retrieval.neighbours import WINDOW, Neighbours, training_sequences
+
+SEQUENCES = {1: np.array([1, 2, 3]), 2: np.array([1, 3, 4]), 3: np.array([5, 1, 3])}
+
+
+def test_followers_stand_in_the_order_of_their_counts():
+    neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=2)
+    # behind item 1: item 3 counts 1/2 + 1 + 1, item 2 counts 1, item 4 counts 1/2
+    assert neighbours.of(1, without=[]) == [3, 2]
+    assert neighbours.of(1, without=[3]) == [2, 4]
+    assert neighbours.of(6, without=[]) == []
+    assert neighbours.of(1, without=[], user=2) == [3, 2]  # 3/2 against 1
+    assert neighbours.of(1, without=[2], user=2) == [3]  # nobody else chose item 4
+    assert neighbours.of(1, without=[], user=99) == [3, 2]
+
+
+def test_evidence_is_the_last_items_with_their_followers():
+    neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=1)
+    assert neighbours.before([2, 5, 1]) == [5, 3, 1, 3]
+    assert neighbours.before([2, 5, 1, 3]) == [1, 4, 3, 4]
+    assert neighbours.before([]) == []
+
+
+@pytest.mark.parametrize("user", [None, 0, 7])
+def test_counts_equal_brute_force(user):
+    generator = np.random.default_rng(3)
+    sequences = {
+        u: generator.integers(1, 20, generator.integers(1, 15)) for u in range(12)
+    }  # items repeat
+    found = Neighbours(sequences, 20, n_recent=1, n_followers=30)
+    for item in range(1, 20):
+        counts: Counter[int] = Counter()
+        for owner, sequence in sequences.items():
+            if owner == user:
+                continue
+            for place in np.flatnonzero(sequence == item):
+                for step in range(1, WINDOW + 1):
+                    if place + step < len(sequence):
+                        counts[int(sequence[place + step])] += 60 // step  # whole numbers
+        expected = sorted(counts, key=lambda other: (-counts[other], other))
+        assert found.of(item, without=[], user=user) == expected
+
+
+def test_sequences_are_put_together_from_the_rows_of_prefixes():
+    users = np.array([4, 4, 4, 9])
+    targets = np.array([2, 3, 4, 8])
+    histories = np.array([[1, 0, 0], [1, 2, 0], [1, 2, 3], [5, 6, 7]])
+    found = training_sequences(users, targets, histories, np.array([1, 2, 3, 3]))
+    assert {user: sequence.tolist() for user, sequence in found.items()} == {
+        4: [1, 2, 3, 4],
+        9: [5, 6, 7, 8],
+    }
+    assert training_sequences(users[:0], targets[:0], histories[:0], users[:0]) == {}
