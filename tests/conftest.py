@@ -13,6 +13,7 @@ import torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+from browser import browser, open_page  # noqa: F401  fixtures
 from helpers import DATASETS, checkpoint_of, tiny_settings, titles
 
 import recbole_llamarec  # noqa: F401
