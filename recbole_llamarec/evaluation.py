@@ -142,6 +142,24 @@ def _place_of(is_it: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
+class StageResult:
+    """One line of a report.
+
+    Attributes:
+        key: ``retriever``, ``ranker`` (alone, where it is fused) or ``llamarec``; with
+            ``_retrieved`` behind it over the rows whose target was retrieved.
+        name: for people.
+        n_rows: rows that the metrics are over.
+        metrics: by RecBole's names; none where there is no row.
+    """
+
+    key: str
+    name: str
+    n_rows: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class EvaluationReport:
     """One evaluation of both stages.
 
@@ -188,21 +206,33 @@ class EvaluationReport:
         """The retriever's Recall at K, which no order of the candidates can exceed."""
         return self.n_retrieved / self.n_rows if self.n_rows else 0.0
 
+    def stages(self) -> list[StageResult]:
+        """The lines of the table: each stage over all rows, then over the retrieved ones."""
+        retrieved = f"{self.retriever_name}, retrieved"
+        of_retriever, of_llamarec = self.retriever_on_retrieved, self.llamarec_on_retrieved
+        lines = (
+            ("retriever", self.retriever_name, self.n_rows, self.retriever),
+            ("ranker", "its ranker alone", self.n_rows, self.ranker),
+            ("llamarec", "LlamaRec", self.n_rows, self.llamarec),
+            ("retriever_retrieved", retrieved, self.n_retrieved, of_retriever),
+            ("llamarec_retrieved", "LlamaRec, retrieved", self.n_retrieved, of_llamarec),
+        )
+        return [
+            StageResult(key, name, n_rows, metrics)
+            for key, name, n_rows, metrics in lines
+            if metrics is not None
+        ]
+
     def table(self) -> str:
         """The report as text."""
         names = list(self.retriever)
-        retrieved = f"{self.retriever_name}, retrieved"
-        rows: Sequence[tuple[str, int, Mapping[str, float] | None]] = (
-            (self.retriever_name, self.n_rows, self.retriever),
-            ("its ranker alone", self.n_rows, self.ranker),
-            ("LlamaRec", self.n_rows, self.llamarec),
-            (retrieved, self.n_retrieved, self.retriever_on_retrieved),
-            ("LlamaRec, retrieved", self.n_retrieved, self.llamarec_on_retrieved),
-        )
         body = [
-            [name, count, *(f"{metrics[m]:.4f}" if m in metrics else "-" for m in names)]
-            for name, count, metrics in rows
-            if metrics is not None
+            [
+                stage.name,
+                stage.n_rows,
+                *(f"{stage.metrics[m]:.4f}" if m in stage.metrics else "-" for m in names),
+            ]
+            for stage in self.stages()
         ]
         seen = "items already seen are masked" if self.masks_seen else "seen items are not masked"
         return (

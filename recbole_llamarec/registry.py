@@ -100,7 +100,7 @@ from recbole.data.transform import construct_transform  # noqa: E402
 from recbole.data.utils import get_dataloader  # noqa: E402
 from recbole.evaluator.collector import Collector  # noqa: E402
 from recbole.sampler import RepeatableSampler  # noqa: E402
-from recbole.utils import FeatureType, ModelType, get_model  # noqa: E402
+from recbole.utils import FeatureType, ModelType, WandbLogger, get_model  # noqa: E402
 from recbole.utils import ensure_dir as recbole_ensure_dir  # noqa: E402
 from recbole.utils.argument_list import (  # noqa: E402
     dataset_arguments,
@@ -108,6 +108,7 @@ from recbole.utils.argument_list import (  # noqa: E402
     general_arguments,
     training_arguments,
 )
+from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
 # RecBole's SINE, which is imported with its other sequential models, switches autograd's anomaly
 # detection on for the whole process: LRURec's epochs take a third longer with it.
@@ -372,6 +373,43 @@ def _distributed(module, device_ids=None, **options):
     return torch.nn.parallel.DistributedDataParallel(
         module, device_ids=None if on_cpu else device_ids, **options
     )
+
+
+class _StageWandbLogger(WandbLogger):
+    """RecBole's ``WandbLogger``, with every name below that of a stage."""
+
+    def __init__(self, config, stage: str) -> None:
+        self.stage = stage
+        super().__init__(config)
+
+    def _set_steps(self) -> None:
+        for part in ("train", "valid"):
+            names, step = f"{self.stage}/{part}/*", f"{self.stage}/{part}_step"
+            self._wandb.define_metric(names, step_metric=step)
+
+    def _add_head_to_metrics(self, metrics, head):
+        headed = super()._add_head_to_metrics(metrics, head)
+        return {f"{self.stage}/{name}": value for name, value in headed.items()}
+
+
+@contextmanager
+def logging_stage(stage: str, directory: str) -> Iterator[None]:
+    """Within, a trainer of RecBole is made that logs as one stage of a run.
+
+    By itself it would write under the names of the run's other stage, and open a second file in
+    the run's TensorBoard directory; TensorBoard, while it watches a run, reads on in the newest.
+
+    Args:
+        stage: directory and prefix of what it logs.
+        directory: the run's TensorBoard directory.
+    """
+    originals = trainer_module.get_tensorboard, trainer_module.WandbLogger
+    trainer_module.get_tensorboard = lambda _: SummaryWriter(str(Path(directory) / stage))
+    trainer_module.WandbLogger = lambda config: _StageWandbLogger(config, stage)
+    try:
+        yield
+    finally:
+        trainer_module.get_tensorboard, trainer_module.WandbLogger = originals
 
 
 def run_recboles(rank, *args):

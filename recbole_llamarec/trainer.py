@@ -34,6 +34,7 @@ from recbole_llamarec.ranking.tuning import (
 )
 from recbole_llamarec.registry import loader_like
 from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
+from recbole_llamarec.run_log import RunLog
 from recbole_llamarec.tuning_samples import TuningSamples
 
 
@@ -58,6 +59,7 @@ class LlamaRecTrainer(Trainer):
         self.evaluator: Evaluator = RecordingEvaluator(config)
         self.skip_misses = self.settings.rerank_skip_misses and only_rank_metrics(config["metrics"])
         self.report: EvaluationReport | None = None
+        self.run_log = RunLog(self.tensorboard, self.wandblogger)
         if self._is_distributed:  # each process named the file by its own clock
             names = [self.saved_model_file]
             dist.broadcast_object_list(names)
@@ -101,6 +103,7 @@ class LlamaRecTrainer(Trainer):
                 file,
                 keep_file=saved,
                 show_progress=show_progress,
+                log_directory=self.tensorboard.log_dir,
                 seen=self.model.seen if self.settings.rerank_mask_seen else None,
                 callback_fn=None if self.settings.has_ranker else callback_fn,
             )
@@ -110,6 +113,7 @@ class LlamaRecTrainer(Trainer):
         elif valid_data:
             self.best_valid_result = super().evaluate(valid_data, load_best_model=False)
             self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
+        self._add_hparam_to_tensorboard(self.best_valid_score)
         if saved:
             self._save_both(verbose)
         return self.best_valid_score, self.best_valid_result
@@ -147,7 +151,7 @@ class LlamaRecTrainer(Trainer):
                         group["lr"] = factor * self.config["learning_rate"]
                     loss = self._tuning_step(samples, rows, step, optimizer, progress.update)
                     losses.append(loss)
-                    self.tensorboard.add_scalar("Loss/Ranker", losses[-1], step)
+                    self.run_log.tuning_step(step, loss)
                     progress.set_postfix(loss=f"{losses[-1]:.4f}")
                 if subset is None or not self._is_validation_step(step, len(batches)):
                     continue
@@ -307,8 +311,7 @@ class LlamaRecTrainer(Trainer):
         )
         if improved:
             self.best_valid_result = result
-        self.tensorboard.add_scalar("Ranker/valid_score", score, step)
-        self.wandblogger.log_metrics({**result, "valid_step": step}, head="valid")
+        self.run_log.validation(step, score, result)
         return score, improved, stop
 
     def _save_both(self, verbose: bool) -> None:
@@ -360,6 +363,7 @@ class LlamaRecTrainer(Trainer):
             retriever_name=self.settings.retriever,
         )
         self._log_report(self.report)
+        self.run_log.report(self.report)
         self._save_users(self.report)
         return retriever if llamarec is None else llamarec
 

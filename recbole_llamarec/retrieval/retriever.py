@@ -14,6 +14,7 @@ from recbole.utils import get_trainer
 from recbole_llamarec.data.samples import SeenItems
 from recbole_llamarec.registry import (
     load_checkpoint,
+    logging_stage,
     report_retriever_keys,
     retriever_config,
     retriever_loaders,
@@ -50,6 +51,7 @@ def train_retriever(
     file: Path,
     keep_file: bool,
     show_progress: bool,
+    log_directory: str,
     seen: SeenItems | None = None,
     callback_fn: Callable[[int, float], None] | None = None,
 ):
@@ -61,6 +63,7 @@ def train_retriever(
         file: where the retriever's own checkpoint goes.
         keep_file: whether it stays there after training.
         show_progress: show RecBole's progress bars.
+        log_directory: the run's TensorBoard directory; the retriever's is in it.
         seen: items to mask in validation, as the run masks them in its evaluation.
         callback_fn: called with the epoch and its validation score.
 
@@ -68,7 +71,8 @@ def train_retriever(
         the best validation score and result, as RecBole's ``Trainer.fit`` returns them.
     """
     getLogger().info(f"Stage 1 of 2: training the retriever {config['model']}")
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, retriever)
+    with logging_stage("retriever", log_directory):
+        trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, retriever)
     trainer.saved_model_file = str(file)
     train, valid = retriever_loaders(config, train_data, valid_data)
     with masking_seen(retriever, seen) if seen is not None else nullcontext():
