@@ -66,6 +66,11 @@ class Neighbours:
             shown += [item, *self.of(item, history, user)]
         return shown
 
+    def shares(self, item: int, others: np.ndarray) -> np.ndarray:
+        """Which share of an item's followers each of some others is, float64 ``[len(others)]``."""
+        row = self._counts[[item]].toarray()[0]  # [n_items]
+        return row[others] / max(1.0, row.sum())
+
     def _share(self, user: int, item: int, items: np.ndarray) -> np.ndarray:
         """What a user's own history adds to an item's counts; ``[len(items)]``."""
         own = self._sequences.get(user, np.empty(0, dtype=np.int64))

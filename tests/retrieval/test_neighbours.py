@@ -23,6 +23,12 @@ def test_followers_stand_in_the_order_of_their_counts():
     assert neighbours.of(1, without=[], user=99) == [3, 2]
 
 
+def test_shares_are_those_of_all_followers():
+    neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=2)
+    assert neighbours.shares(1, np.array([3, 2, 4, 6])) == pytest.approx([0.625, 0.25, 0.125, 0])
+    assert neighbours.shares(6, np.array([1])) == [0]
+
+
 def test_evidence_is_the_last_items_with_their_followers():
     neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=1)
     assert neighbours.before([2, 5, 1]) == [5, 3, 1, 3]
