@@ -6,7 +6,6 @@ import argparse
 import difflib
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -16,6 +15,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from recbole_llamarec.recommender import Recommendation, Recommender
+from recbole_llamarec.registry import no_command_line
 
 BATCH = 64  # histories ranked at a time
 ADDED = re.compile(r"(, (the|an?))?( \(\d{4}\))?$")  # what people leave out of a title
@@ -24,11 +24,8 @@ ADDED = re.compile(r"(, (the|an?))?( \(\d{4}\))?$")  # what people leave out of 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Recommend for one history on the command line, or for a file of them."""
     options = parse_arguments(arguments)
-    given, sys.argv = sys.argv, sys.argv[:1]  # RecBole reads the command line
-    try:
+    with no_command_line():
         recommender = Recommender.from_checkpoint(options.checkpoint)
-    finally:
-        sys.argv = given
     try:
         if options.histories:
             recommend_file(recommender, options.histories, options.out, options.k)

@@ -13,6 +13,7 @@ import copy
 import difflib
 import functools
 import importlib
+import inspect
 import pickle
 import sys
 import types
@@ -72,7 +73,7 @@ def _stub_ray_if_unusable() -> None:
         return
     except Exception:  # a broken Ray raises ImportError, AttributeError or worse
         tune = types.ModuleType("ray.tune")
-        tune.report = lambda **metrics: None  # type: ignore[attr-defined]
+        tune.report = lambda metrics: None  # type: ignore[attr-defined]
     try:
         ray = importlib.import_module("ray")  # Ray without its tune extra
     except Exception:
@@ -189,6 +190,17 @@ def _get_data_struct(self):
         if key in self.data_struct:
             del self.data_struct[key]
     return struct
+
+
+def _shim_ray() -> None:
+    """Current Ray takes the metrics of a trial as one dict, RecBole names them one by one.
+
+    Outside of Ray's trials, as under hyperopt, it takes nothing and warns at every call.
+    """
+    report = quick_start.tune.report
+    if "metrics" in inspect.signature(report).parameters:
+        quick_start.tune = types.SimpleNamespace(report=lambda **metrics: report(metrics))
+    warnings.filterwarnings("ignore", message="`report` is meant to only be called inside")
 
 
 def _shim_hyper_tuning() -> None:
@@ -456,9 +468,10 @@ def register() -> None:
 
 
 def _install_shims() -> None:
-    _shim_data()
-    _shim_hyper_tuning()
     Config.compatibility_settings(None)  # sets NumPy's old scalar names; unpickling skips it
+    _shim_data()
+    _shim_ray()
+    _shim_hyper_tuning()
     Config._init_device = _init_device
     Config._update_internal_config_dict = _update_internal_config_dict
     Collector.get_data_struct = _get_data_struct
@@ -496,6 +509,16 @@ SHARED_KEYS = (
 )
 
 
+@contextmanager
+def no_command_line() -> Iterator[None]:
+    """Within, a ``Config`` is made without the command line, which overrides everything else."""
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+
+
 def sequential_model_class(name: str) -> type:
     """The class of a sequential recommender that RecBole knows by ``name``.
 
@@ -530,13 +553,10 @@ def retriever_config(config: Config, model: str, overrides: Mapping[str, Any]) -
     def build(extra: Mapping[str, Any]) -> Config:
         return Config(model=model, dataset=config["dataset"], config_dict={**overrides, **extra})
 
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    try:
+    with no_command_line():
         own = build({} if "train_neg_sample_args" in overrides else {"train_neg_sample_args": None})
         if own["loss_type"] != "CE" and "train_neg_sample_args" not in overrides:
             own = build({})
-    finally:
-        sys.argv = arguments
     for key in SHARED_KEYS:
         if key in config and key not in overrides:
             own[key] = config[key]

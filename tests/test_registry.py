@@ -109,7 +109,7 @@ def test_ray_is_not_needed():
         "import sys; sys.modules['ray'] = None\n"  # importing it raises ImportError
         "import recbole_llamarec\n"
         "from recbole.quick_start import run_recbole, objective_function\n"
-        "import ray.tune; ray.tune.report(loss=1.0)\n"
+        "import ray.tune; ray.tune.report({'loss': 1.0})\n"
     )
     run_python(code)
 
