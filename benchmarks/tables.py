@@ -93,6 +93,9 @@ def rows_of(suite: Suite, results: Results, key: str, table: str) -> list[Row]:
                 notes_of(cells),
             )
         )
+        if key == "test" and all(cell.get("test_ranker") for cell in cells):  # they are fused
+            alone = {metric: [cell["test_ranker"][metric] for cell in cells] for metric in metrics}
+            rows.append(Row(dataset, f"{model}: its ranker alone", alone, {}, notes_of(cells)))
     return rows
 
 
@@ -118,12 +121,13 @@ def read_published() -> dict[str, Any]:
 # --- significance -------------------------------------------------------------------------------
 
 
-def significance(cells: Cells, out: Path) -> dict[str, dict[str, float]]:
+def significance(cells: Cells, out: Path, stage: str = "llamarec") -> dict[str, dict[str, float]]:
     """LlamaRec against its retriever: each user's metrics, averaged over seeds, in a paired test.
 
     Args:
         cells: LlamaRec's results on one data set.
         out: folder of results.
+        stage: ``llamarec``, or ``ranker`` for the ranker alone where they are fused.
 
     Returns:
         for each metric the mean difference and the two-sided paired t-test's p; nothing where a
@@ -136,7 +140,9 @@ def significance(cells: Cells, out: Path) -> dict[str, dict[str, float]]:
     users = pd.concat(tables).groupby("user_id").mean(numeric_only=True)
     result = {}
     for metric in cells[0]["test"]:
-        before, after = users[f"retriever_{metric}"], users[f"llamarec_{metric}"]
+        if f"{stage}_{metric}" not in users:
+            return {}
+        before, after = users[f"retriever_{metric}"], users[f"{stage}_{metric}"]
         difference, p_value = paired_test(before, after)
         result[metric] = {"difference": difference, "p": p_value, "users": len(users)}
     return result
@@ -185,15 +191,22 @@ def markdown_significance(suite: Suite, results: Results, out: Path) -> str:
         tests = significance(cells, out) if is_ranker else {}
         if tests:
             users = next(iter(tests.values()))["users"]
+            head, columns = ["metric", "LlamaRec - retriever", "p"], [tests]
+            if alone := significance(cells, out, "ranker"):
+                head, columns = [*head, "its ranker alone - retriever", "p"], [tests, alone]
             body = [
-                [metric, f"{test['difference']:+.4f}", f"{test['p']:.2g}"]
-                for metric, test in tests.items()
+                [metric, *(text for of in columns for text in _difference(of[metric]))]
+                for metric in tests
             ]
             parts.append(
                 f"### {model}, {dataset}\n\n{users} users, seeds: {len(cells)}.\n\n"
-                + markdown_table(["metric", "LlamaRec - retriever", "p"], body)
+                + markdown_table(head, body)
             )
     return "\n\n".join(parts)
+
+
+def _difference(test: Mapping[str, float]) -> tuple[str, str]:
+    return f"{test['difference']:+.4f}", f"{test['p']:.2g}"
 
 
 def markdown_reported(published: Mapping[str, Any], rows: list[Row]) -> str:

@@ -121,7 +121,7 @@ def by_place(users: pd.DataFrame, n_candidates: int) -> pd.DataFrame:
     total = max(1, len(users))
     return pd.DataFrame(
         {
-            "place": np.arange(1, n_candidates + 1),
+            "place": [str(place) for place in range(1, n_candidates + 1)],
             "target stands there": shown / total,
             "the ranker's first choice": chosen / total,
         }
