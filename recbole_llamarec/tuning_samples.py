@@ -89,7 +89,8 @@ class TuningSamples:
             if settings.train_candidates == "mixed" and generator.random() < 0.5:
                 pools.append(self._random(row, step))
                 continue
-            unseen = items[~np.isin(items, seen.of(self.users[row]))]
+            left_out = np.append(seen.of(self.users[row]), 0)  # 0 pads, behind a small catalogue
+            unseen = items[~np.isin(items, left_out)]
             sizes = settings.rerank_candidates, settings.train_candidates_from
             pools.append(retriever_pool(self.targets[row], unseen, *sizes, generator))
         return pools

@@ -360,6 +360,15 @@ def test_hard_candidates_are_the_retrievers_and_unseen(tiny_run, source):
     trainer.fit(train, valid)
 
 
+def test_hard_candidates_of_a_catalogue_that_is_smaller_than_their_depth(tiny_run):
+    trainer, train, _, _ = trainer_of(
+        tiny_run | {"train_candidates": "retriever", "train_candidates_from": 100}
+    )
+    pools = TuningSamples(trainer.model, train.dataset, seed=1).pools(np.arange(100), step=1)
+    drawn = {item for candidates, _ in pools for item in candidates.tolist()}
+    assert 0 not in drawn and len(drawn) > 50  # 60 items
+
+
 def test_positions_that_share_a_history_are_samples_together(tiny_run, monkeypatch):
     steps = []
     trainer, train, valid, _ = trainer_of(tiny_run | {"train_positions": 4})
