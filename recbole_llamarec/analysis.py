@@ -63,8 +63,17 @@ def read_users(file: Path) -> pd.DataFrame:
 
 
 def describe(users: pd.DataFrame, n_candidates: int, topk: int) -> str:
-    """Every table as Markdown."""
+    """Every table as Markdown.
+
+    Raises:
+        ValueError: the ranker has not seen some of the rows that ``n_candidates`` would retrieve.
+    """
     retrieved = users[users["retriever_rank"] <= n_candidates]
+    if "shown_first" in users and retrieved["shown_first"].isna().any():
+        raise ValueError(
+            f"--candidates is {n_candidates}, but the run has ranked fewer; give its "
+            "rerank_candidates."
+        )
     lines = [
         f"{len(users)} rows, {len(retrieved)} of them with the target among the {n_candidates} "
         f"candidates. Below are those {len(retrieved)}; NDCG and Recall at {topk}."

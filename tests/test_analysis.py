@@ -50,6 +50,11 @@ def test_places_of_first_choices_and_targets(users_file):
     assert missed["shown_first"].isna().all()
 
 
+def test_more_candidates_than_the_run_had_are_refused(users_file):
+    with pytest.raises(ValueError, match="--candidates is 20, but the run has ranked fewer"):
+        analysis.main([str(users_file)])
+
+
 def test_the_command_writes_tables_and_plots(users_file, tmp_path, capsys):
     out = tmp_path / "analysis"
     analysis.main([str(users_file), "--candidates=8", f"--out={out}"])
