@@ -20,6 +20,7 @@ import types
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -231,12 +232,15 @@ TRUSTED_GLOBALS = {
 
 
 class _CheckpointUnpickler(pickle.Unpickler):
-    """Unpickles nothing but what a RecBole checkpoint is made of."""
+    """Unpickles nothing but what a RecBole checkpoint is made of, and registered retrievers."""
 
     def find_class(self, module: str, name: str):
         """Look up a global, or refuse it."""
         if (module, name) in TRUSTED_GLOBALS:
             return super().find_class(module, name)
+        registered = _registered.get(name)
+        if registered is not None and registered.__module__ == module:
+            return registered
         root = module.split(".")[0]
         if root in ("recbole", "recbole_llamarec") and "." not in name:
             found = super().find_class(module, name)
@@ -432,13 +436,20 @@ def run_recboles(rank, *args):
 # --- registration ------------------------------------------------------------------------------
 
 
+# Retrievers of other packages and their default settings, by name.
+_registered: dict[str, type] = {}
+_default_settings: dict[str, Mapping[str, Any]] = {}
+
+
 def _update_internal_config_dict(self, file):
     """RecBole's reader of default property files, which also reads ours in the same slots."""
     values = _recbole_update_internal_config_dict(self, file)
+    slot = Path(file).name
+    if slot == "overall.yaml":
+        self.internal_config_dict.update(_default_settings.get(self.model, {}))
     if self.model not in MODELS:
         return values
     recbole_dataset_file = Path(file).with_name(f"{self.dataset}.yaml")
-    slot = Path(file).name
     if slot == "overall.yaml":
         extra = properties_file("model", self.model)
     elif slot == recbole_dataset_file.name or (
@@ -452,13 +463,46 @@ def _update_internal_config_dict(self, file):
     return values
 
 
+def _make_known(model_class: type) -> None:
+    """Put a model where RecBole's ``get_model`` looks it up by name."""
+    name = model_class.__name__
+    module = types.ModuleType(f"{sequential_recommenders.__name__}.{name.lower()}")
+    module.__spec__ = ModuleSpec(module.__name__, None)
+    setattr(module, name, model_class)
+    sys.modules[module.__name__] = module
+    setattr(sequential_recommenders, name, model_class)
+
+
+def register_retriever(
+    model_class: type,
+    defaults: Mapping[str, Any] | None = None,
+    trainer_class: type | None = None,
+) -> None:
+    """Make a sequential recommender of another package known to RecBole by its class's name.
+
+    Its checkpoints are readable wherever the same class is registered.
+
+    Args:
+        model_class: a RecBole ``SequentialRecommender``.
+        defaults: its own keys, as RecBole's models have them in a property file.
+        trainer_class: where RecBole's ``Trainer`` does not suit it.
+
+    Raises:
+        ValueError: RecBole or this package has a model of that name.
+    """
+    name = model_class.__name__
+    if hasattr(sequential_recommenders, name) and name not in _registered:
+        raise ValueError(f"There is a model {name!r} already; call yours otherwise.")
+    _make_known(model_class)
+    _registered[name], _default_settings[name] = model_class, dict(defaults or {})
+    if trainer_class is not None:
+        setattr(recbole_trainers, f"{name}Trainer", trainer_class)
+
+
 def register() -> None:
     """Make ``LlamaRec`` and ``LRURec`` known to RecBole; called on import of the package."""
     for name, module_name in MODELS.items():
-        module = importlib.import_module(module_name)
-        alias = f"{sequential_recommenders.__name__}.{name.lower()}"
-        sys.modules[alias] = module  # what get_model looks up
-        setattr(sequential_recommenders, name, getattr(module, name))
+        _make_known(getattr(importlib.import_module(module_name), name))
     for name, module_name in TRAINERS.items():
         trainer = f"{name}Trainer"
         setattr(recbole_trainers, trainer, getattr(importlib.import_module(module_name), trainer))

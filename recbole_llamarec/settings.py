@@ -11,6 +11,7 @@ from recbole_llamarec.data.item_text import format_fields
 from recbole_llamarec.ranking.adapter import LoraSettings
 from recbole_llamarec.ranking.language_model import LanguageModelSettings, check_language_model
 from recbole_llamarec.ranking.template import PromptTemplate
+from recbole_llamarec.ranking.tuning import LOSSES
 from recbole_llamarec.ranking.verbalizer import default_labels
 
 GROUPS = {"prompt_": PromptTemplate, "llm_": LanguageModelSettings, "lora_": LoraSettings}
@@ -85,8 +86,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train_candidates_from": _whole(2),
     "train_positions": _whole(1),
     "train_loss": (
-        lambda value: value in ("label", "next_token", "ranknet", "titles"),
-        "label, next_token, ranknet or titles",
+        lambda value: value in (*LOSSES, "titles"),
+        f"one of {', '.join((*LOSSES, 'titles'))}",
     ),
     "train_schedule": (lambda value: value in ("constant", "cosine"), "constant or cosine"),
     "train_max_samples": _optional(_whole(0)),
@@ -275,7 +276,7 @@ def _likelihood_errors(config) -> list[str]:
         for key, value in plain.items()
         if config[key] != value
     ]
-    if loss in ("next_token", "ranknet"):
+    if loss not in ("label", "titles"):
         errors.append(
             f"train_loss: {loss!r} is for labels; with ranking_method: likelihood set it to label "
             "(the target among the candidates) or titles (every title of the history)."
