@@ -13,6 +13,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -188,22 +189,34 @@ def test_a_command_of_the_readme(command, place, monkeypatch, capsys, caplog):
     assert not run.leaves or (place / run.leaves).stat().st_size
 
 
-BLOCKS = {
-    'result = run_recbole(model="LlamaRec"': {
-        'dataset="ml-100k"': 'dataset="tiny", config_file_list=["run.yaml"]'
+TINY_IN_PYTHON = {'dataset="ml-100k"': 'dataset="tiny", config_file_list=["run.yaml"]'}
+BLOCKS = {  # a line of each Python block, and what is changed in it
+    "README.md": {
+        'result = run_recbole(model="LlamaRec"': TINY_IN_PYTHON,
+        "recommender = Recommender": {'"172"': '"i17"', '"50"': '"i50"', '"1"': '"i1"'},
     },
-    "recommender = Recommender": {'"172"': '"i17"', '"50"': '"i50"', '"1"': '"i1"'},
+    "recbole_llamarec/README.md": {
+        "register_retriever(NextAfterLast": TINY_IN_PYTHON,
+        '"verbalizer_labels": ': TINY_IN_PYTHON,
+        'LOSSES["hinge"]': TINY_IN_PYTHON,
+    },
 }
 
 
-def test_the_python_blocks_of_the_readme(place, monkeypatch):
+@pytest.mark.parametrize("file", BLOCKS)
+def test_python_blocks(file, place, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "argv", ["python"])
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == len(BLOCKS)
-    for block, (begin, changes) in zip(blocks, BLOCKS.items(), strict=True):
-        assert f"\n{begin}" in block
-        exec(changed(block, changes), {})
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / file).read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert len(blocks) == len(BLOCKS[file])
+    for block, (line, changes) in zip(blocks, BLOCKS[file].items(), strict=True):
+        assert line in block
+        monkeypatch.setitem(sys.modules, "__main__", main := ModuleType("__main__"))
+        names = vars(main)
+        exec(changed(block, changes), names)
+        assert "result" not in names or names["result"]["test_result"]["recall@10"] > 10 / 60
 
 
 def test_the_readme_changes_no_key_that_there_is_not(workdir):
