@@ -66,6 +66,7 @@ class EvaluationPass:
         targets: user and target item of every row, ``[rows, 2]``.
         ranks: the target's rank in every row's final order, from 1, ``[rows]``.
         ranker_ranks: the same by the ranker alone, without fusion.
+        is_ranked: whether the ranker has read each row, ``[rows]``.
         retriever_scores, ranker_scores: of the candidates of the rows that were ranked, in the
             retriever's order, ``[R, K]``.
         places: the target's place among those candidates, ``[R]``; K where it is none of them.
@@ -79,6 +80,7 @@ class EvaluationPass:
     targets: list[torch.Tensor] = field(default_factory=list)
     ranks: list[torch.Tensor] = field(default_factory=list)
     ranker_ranks: list[torch.Tensor] = field(default_factory=list)
+    is_ranked: list[torch.Tensor] = field(default_factory=list)
     retriever_scores: list[torch.Tensor] = field(default_factory=list)
     ranker_scores: list[torch.Tensor] = field(default_factory=list)
     places: list[torch.Tensor] = field(default_factory=list)
@@ -95,6 +97,7 @@ class EvaluationPass:
         ranks = 1 + (order == targets.unsqueeze(1)).int().argmax(1).cpu()  # [rows]
         self.ranks.append(ranks)
         self.ranker_ranks.append(ranks.clone())
+        self.is_ranked.append(torch.zeros(len(ranks), dtype=torch.bool))
 
     def note_ranked(
         self,
@@ -116,6 +119,7 @@ class EvaluationPass:
             by_retriever, by_ranker: scores, ``[R, K]``.
             best_first: columns in the final order, ``[R, K]``.
         """
+        self.is_ranked[-1][rows] = True
         places = _place_of(candidates == targets.unsqueeze(1))  # [R]
         found = (places < candidates.shape[1]).nonzero().squeeze(1)
         for ranks, order in (
@@ -286,8 +290,8 @@ def ranks_of(scores: np.ndarray, places: np.ndarray) -> np.ndarray:
         scores: ``[rows, K]``, higher is better.
         places: the candidate's column, ``[rows]``.
     """
-    order = np.argsort(-scores, axis=1, kind="stable")
-    return 1 + (order == places[:, None]).argmax(axis=1)
+    order = best_first_of(torch.from_numpy(scores))  # [rows, K]
+    return 1 + _place_of(order == torch.from_numpy(places)[:, None]).numpy()
 
 
 def user_table(

@@ -180,13 +180,14 @@ class Recommender:
         details: Mapping[int, tuple[float, float]],
     ) -> list[Recommendation]:
         places = {item: place for place, item in enumerate(retrieved, start=1)}
+        texts = self.texts
         result = []
         for rank, item in enumerate(items, start=1):
             score, probability = details.get(item, (None, None))
             result.append(
                 Recommendation(
                     item=str(self.tokens[item]),
-                    text=self.texts[item],
+                    text=texts[item],
                     rank=rank,
                     score=score,
                     probability=probability,

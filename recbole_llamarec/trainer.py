@@ -16,6 +16,7 @@ from recbole.utils import calculate_valid_score, early_stopping, init_seed
 from tqdm import tqdm
 
 from recbole_llamarec.evaluation import (
+    EvaluationPass,
     EvaluationReport,
     RecordingEvaluator,
     only_rank_metrics,
@@ -341,14 +342,13 @@ class LlamaRecTrainer(Trainer):
         ranks = {"retriever": torch.cat(first.ranks).numpy()}
         retrieved = torch.from_numpy(ranks["retriever"] <= self.settings.rerank_candidates)
         on_retrieved = self._over_rows(retrieved)
-        llamarec, llamarec_on_retrieved, shown = None, None, None
+        llamarec, llamarec_on_retrieved, second = None, None, None
         if self.settings.has_ranker:
             with self.model.evaluating(rerank=True, **options) as second:
                 llamarec = super().evaluate(eval_data, False, None, show_progress)
             if self.model.fusion_weight:
                 ranks["ranker"] = torch.cat(second.ranker_ranks).numpy()
             ranks["llamarec"] = torch.cat(second.ranks).numpy()
-            shown = torch.cat([*second.shown, torch.empty(0, 3, dtype=torch.int64)]).numpy()
             llamarec_on_retrieved = self._over_rows(retrieved)
         self.report = EvaluationReport(
             retriever=retriever,
@@ -356,7 +356,7 @@ class LlamaRecTrainer(Trainer):
             retriever_on_retrieved=on_retrieved,
             llamarec_on_retrieved=llamarec_on_retrieved,
             users=self._user_table(
-                eval_data.dataset, torch.cat(first.targets).numpy(), ranks, shown
+                eval_data.dataset, torch.cat(first.targets).numpy(), ranks, second
             ),
             n_candidates=self.settings.rerank_candidates,
             masks_seen=self.settings.rerank_mask_seen,
@@ -372,7 +372,7 @@ class LlamaRecTrainer(Trainer):
         dataset,
         targets: np.ndarray,
         ranks: Mapping[str, np.ndarray],
-        shown: np.ndarray | None,
+        ranking: EvaluationPass | None,
     ):
         """Ranks and metrics of all rows, and what they depend on, of all processes together."""
         table = user_table(
@@ -385,10 +385,8 @@ class LlamaRecTrainer(Trainer):
         counts = self.model.item_counts
         table["history_length"] = [self.model.seen.of(user).size for user in targets[:, 0]]
         table["target_count"] = counts[targets[:, 1]]
-        if shown is not None and len(shown) and self.model.is_ranker_attached:
-            # ranked are either all rows or those whose target is a candidate, in their order
-            n_candidates = self.settings.rerank_candidates
-            ranked = (ranks["retriever"] <= n_candidates) | (len(shown) == len(table))
+        if ranking is not None and ranking.shown:
+            shown, ranked = torch.cat(ranking.shown).numpy(), torch.cat(ranking.is_ranked).numpy()
             for column, values in {
                 "shown_first": shown[:, 0],
                 "target_shown": shown[:, 1],

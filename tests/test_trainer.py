@@ -271,6 +271,21 @@ def test_metrics_of_each_user_stand_beside_the_checkpoint(trained):
     assert moved.any() and (users.loc[moved, ["retriever_rank", "llamarec_rank"]] <= 8).all(None)
 
 
+def test_rows_that_were_ranked_say_how_they_were_shown(tiny_run):
+    """Where a metric depends on every item, they are all rows."""
+    trainer, train, valid, test = trainer_of(
+        tiny_run | {"metrics": ["Recall", "NDCG", "ItemCoverage"], "epochs": 0}
+    )
+    trainer.fit(train, valid)
+    trainer.evaluate(test)
+    users = trainer.report.users
+    assert users["shown_first"].notna().all() and (users["target_shown"] == 8).any()
+    trainer.skip_misses = True
+    trainer.evaluate(test)
+    missed = trainer.report.users["retriever_rank"] > 8
+    assert missed.any() and (trainer.report.users["shown_first"].isna() == missed).all()
+
+
 # --- fusion, candidates, losses ------------------------------------------------------------------
 
 
