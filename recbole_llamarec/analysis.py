@@ -17,6 +17,7 @@ from recbole_llamarec.evaluation import rank_metrics
 
 STAGES = {"retriever": "retriever", "ranker": "ranker alone", "llamarec": "LlamaRec"}
 RANK_EDGES = (1, 2, 4, 6, 11)
+COLOURS = {"retriever": "#888888", "ranker alone": "#1f77b4", "LlamaRec": "#d62728"}
 GROUPINGS = {
     "retriever_rank": "rank of the target by the retriever",
     "history_length": "items in the history",
@@ -44,8 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figure.write_html(options.out.with_suffix(".html"), include_plotlyjs=True)
 
 
-def read_users(file: Path) -> pd.DataFrame:
+def read_users(file: Path, with_ranker: bool = True) -> pd.DataFrame:
     """Read a run's table of users.
+
+    Args:
+        file: ``LlamaRec-….users.csv``.
+        with_ranker: whether the run must have had a ranker.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is no such table.
@@ -53,7 +58,8 @@ def read_users(file: Path) -> pd.DataFrame:
     if not file.is_file():
         raise FileNotFoundError(f"{str(file)!r} is not there; give a run's .users.csv.")
     users = pd.read_csv(file)
-    missing = {"retriever_rank", "llamarec_rank", *GROUPINGS} - set(users)
+    needed = {"retriever_rank", *GROUPINGS} | ({"llamarec_rank"} if with_ranker else set())
+    missing = needed - set(users)
     if missing:
         raise ValueError(
             f"{str(file)!r} lacks the columns {sorted(missing)}: it is of a run without a ranker, "
@@ -148,33 +154,47 @@ def popularity_line(users: pd.DataFrame) -> str:
 
 def plot(users: pd.DataFrame, n_candidates: int, topk: int):
     """The tables as one figure of plotly."""
-    import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     retrieved = users[users["retriever_rank"] <= n_candidates]
     titles = [f"by {title}" for title in GROUPINGS.values()] + ["by place in the prompt"]
     figure = make_subplots(rows=2, cols=2, subplot_titles=titles)
-    colours = dict(zip(STAGES.values(), ("#888888", "#1f77b4", "#d62728"), strict=True))
     for index, column in enumerate(GROUPINGS):
-        table = by_group(retrieved, column, topk)
-        for name, colour in colours.items():
-            if f"{name}: ndcg" in table:
-                bars = go.Bar(
-                    x=table[column],
-                    y=table[f"{name}: ndcg"],
-                    name=f"{name}, NDCG@{topk}",
-                    marker_color=colour,
-                    showlegend=not index,
-                )
-                figure.add_trace(bars, row=1 + index // 2, col=1 + index % 2)
+        for bars in group_bars(by_group(retrieved, column, topk), column, topk):
+            bars.showlegend = not index
+            figure.add_trace(bars, row=1 + index // 2, col=1 + index % 2)
     if "shown_first" in users:
-        places = by_place(retrieved, n_candidates)
-        for name in places.columns[1:]:
-            line = go.Scatter(x=places["place"], y=places[name], name=name, mode="lines+markers")
+        for line in place_lines(by_place(retrieved, n_candidates)):
             figure.add_trace(line, row=2, col=2)
     figure.update_xaxes(type="category")
     figure.update_layout(height=800, legend={"orientation": "h"}, template="plotly_white")
     return figure
+
+
+def group_bars(table: pd.DataFrame, column: str, topk: int) -> list:
+    """NDCG of each stage as bars of plotly, from what :func:`by_group` gives for ``column``."""
+    import plotly.graph_objects as go
+
+    return [
+        go.Bar(
+            x=table[column],
+            y=table[f"{name}: ndcg"],
+            name=f"{name}, NDCG@{topk}",
+            marker_color=colour,
+        )
+        for name, colour in COLOURS.items()
+        if f"{name}: ndcg" in table
+    ]
+
+
+def place_lines(places: pd.DataFrame) -> list:
+    """What :func:`by_place` gives, as lines of plotly."""
+    import plotly.graph_objects as go
+
+    return [
+        go.Scatter(x=places["place"], y=places[name], name=name, mode="lines+markers")
+        for name in places.columns[1:]
+    ]
 
 
 def _markdown(table: pd.DataFrame) -> str:

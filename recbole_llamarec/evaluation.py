@@ -72,6 +72,8 @@ class EvaluationPass:
         places: the target's place among those candidates, ``[R]``; K where it is none of them.
         shown: how the rows that were ranked were shown, ``[R, 3]``: the place of the ranker's first
             choice, that of the target (K where it is no candidate), and the first choice itself.
+        pools: their candidates, items in the retriever's order, ``[R, K]``.
+        orders: columns of the candidates as the prompts show them, ``[R, K]``.
     """
 
     rerank: bool
@@ -85,6 +87,8 @@ class EvaluationPass:
     ranker_scores: list[torch.Tensor] = field(default_factory=list)
     places: list[torch.Tensor] = field(default_factory=list)
     shown: list[torch.Tensor] = field(default_factory=list)
+    pools: list[torch.Tensor] = field(default_factory=list)
+    orders: list[torch.Tensor] = field(default_factory=list)
 
     def note(self, users: torch.Tensor, targets: torch.Tensor, order: torch.Tensor) -> None:
         """Note a batch as the retriever has ordered it.
@@ -138,6 +142,8 @@ class EvaluationPass:
         self.retriever_scores.append(by_retriever)
         self.ranker_scores.append(by_ranker)
         self.places.append(places)
+        self.pools.append(candidates)
+        self.orders.append(shown)
 
 
 def _place_of(is_it: torch.Tensor) -> torch.Tensor:
@@ -227,6 +233,15 @@ class EvaluationReport:
             if metrics is not None
         ]
 
+    def caption(self) -> str:
+        """What the result table is of."""
+        seen = "items already seen are masked" if self.masks_seen else "seen items are not masked"
+        return (
+            f"{self.n_candidates} candidates a row; {seen}, for both stages alike. "
+            f'"retrieved": the {self.n_retrieved} of {self.n_rows} rows whose target is among the '
+            f"candidates (ceiling: Recall@{self.n_candidates} = {self.ceiling:.4f})."
+        )
+
     def table(self) -> str:
         """The report as text."""
         names = list(self.retriever)
@@ -238,13 +253,10 @@ class EvaluationReport:
             ]
             for stage in self.stages()
         ]
-        seen = "items already seen are masked" if self.masks_seen else "seen items are not masked"
-        return (
-            tabulate(body, headers=["", "rows", *names], tablefmt="github", disable_numparse=True)
-            + f"\n{self.n_candidates} candidates a row; {seen}, for both stages alike. "
-            f'"retrieved": the {self.n_retrieved} of {self.n_rows} rows whose target is among the '
-            f"candidates (ceiling: Recall@{self.n_candidates} = {self.ceiling:.4f})."
+        table = tabulate(
+            body, headers=["", "rows", *names], tablefmt="github", disable_numparse=True
         )
+        return f"{table}\n{self.caption()}"
 
     def compared(self, metric: str) -> str:
         """LlamaRec against its retriever in one metric, with a paired test over users, as text."""

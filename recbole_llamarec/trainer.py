@@ -34,6 +34,9 @@ from recbole_llamarec.ranking.tuning import (
     tuning_step,
 )
 from recbole_llamarec.registry import loader_like
+from recbole_llamarec.report.collect import collect
+from recbole_llamarec.report.page import write_page
+from recbole_llamarec.report.record import Journal, write_record
 from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
 from recbole_llamarec.run_log import RunLog
 from recbole_llamarec.tuning_samples import TuningSamples
@@ -48,6 +51,9 @@ class LlamaRecTrainer(Trainer):
 
     Attributes:
         report: of the last :meth:`evaluate`, ``None`` before.
+        journal: curves and times, for the report as a page.
+        writes_report: whether :meth:`evaluate` writes that page: after a :meth:`fit` that saved a
+            checkpoint, but not where it was quiet, as RecBole's ``HyperTuning`` has it.
     """
 
     saved_model_file: str
@@ -61,6 +67,7 @@ class LlamaRecTrainer(Trainer):
         self.skip_misses = self.settings.rerank_skip_misses and only_rank_metrics(config["metrics"])
         self.report: EvaluationReport | None = None
         self.run_log = RunLog(self.tensorboard, self.wandblogger)
+        self.journal, self.writes_report = Journal(), False
         if self._is_distributed:  # each process named the file by its own clock
             names = [self.saved_model_file]
             dist.broadcast_object_list(names)
@@ -88,29 +95,34 @@ class LlamaRecTrainer(Trainer):
         adapter is reported before the retriever is trained.
         """
         self.eval_collector.data_collect(train_data)
+        self.journal, self.writes_report = Journal(), saved and verbose
         if self.settings.has_ranker:
-            self.model.ranker  # noqa: B018  loads the language model
+            with self.journal.timed("loading the language model"):
+                self.model.ranker  # noqa: B018
         if self.settings.retriever_checkpoint:
             load_retriever(
                 self.model.retriever, self.settings.retriever, self.settings.retriever_checkpoint
             )
         else:
             file = Path(self.saved_model_file).with_suffix(f".{self.settings.retriever}.pth")
-            train_retriever(
-                self.model.retriever_config,
-                self.model.retriever,
-                train_data,
-                valid_data,
-                file,
-                keep_file=saved,
-                show_progress=show_progress,
-                log_directory=self.tensorboard.log_dir,
-                seen=self.model.seen if self.settings.rerank_mask_seen else None,
-                callback_fn=None if self.settings.has_ranker else callback_fn,
-            )
+            with self.journal.timed("training the retriever"):
+                self.journal.retriever = train_retriever(
+                    self.model.retriever_config,
+                    self.model.retriever,
+                    train_data,
+                    valid_data,
+                    file,
+                    keep_file=saved,
+                    show_progress=show_progress,
+                    log_directory=self.tensorboard.log_dir,
+                    seen=self.model.seen if self.settings.rerank_mask_seen else None,
+                    callback_fn=None if self.settings.has_ranker else callback_fn,
+                )
         if self.settings.has_ranker:
-            self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
-            self._calibrate(train_data, valid_data, show_progress)
+            with self.journal.timed("tuning the ranker"):
+                self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
+            with self.journal.timed("label prior and fusion"):
+                self._calibrate(train_data, valid_data, show_progress)
         elif valid_data:
             self.best_valid_result = super().evaluate(valid_data, load_best_model=False)
             self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
@@ -153,10 +165,12 @@ class LlamaRecTrainer(Trainer):
                     loss = self._tuning_step(samples, rows, step, optimizer, progress.update)
                     losses.append(loss)
                     self.run_log.tuning_step(step, loss)
+                    self.journal.ranker.losses[step] = loss
                     progress.set_postfix(loss=f"{losses[-1]:.4f}")
                 if subset is None or not self._is_validation_step(step, len(batches)):
                     continue
                 score, improved, stop = self._validate(subset, step, show_progress)
+                self.journal.ranker.scores[step] = score
                 if verbose:
                     mean = f"{np.mean(losses):.4f}" if losses else "-"
                     seconds = time.time() - start
@@ -241,7 +255,7 @@ class LlamaRecTrainer(Trainer):
             super().evaluate(subset, load_best_model=False)
         found = self._gathered(noted)
         fusion = fit_fusion(found["retriever"], found["ranker"], found["places"])
-        self.model.fusion_weight = fusion.weight
+        self.model.fusion_weight, self.journal.fusion = fusion.weight, fusion
         self.logger.info(fusion.summary())
         if not only_rank_metrics([self.valid_metric.split("@")[0]]):
             return
@@ -337,18 +351,25 @@ class LlamaRecTrainer(Trainer):
         if not eval_data:
             return None
         options = {"skip_misses": self.skip_misses, "show_progress": show_progress}
-        with self.model.evaluating(rerank=False, **options) as first:
+        with (
+            self.journal.timed("test of the retriever"),
+            self.model.evaluating(rerank=False, **options) as first,
+        ):
             retriever = super().evaluate(eval_data, load_best_model, model_file, show_progress)
+        last = first
         ranks = {"retriever": torch.cat(first.ranks).numpy()}
         retrieved = torch.from_numpy(ranks["retriever"] <= self.settings.rerank_candidates)
         on_retrieved = self._over_rows(retrieved)
-        llamarec, llamarec_on_retrieved, second = None, None, None
+        llamarec, llamarec_on_retrieved = None, None
         if self.settings.has_ranker:
-            with self.model.evaluating(rerank=True, **options) as second:
+            with (
+                self.journal.timed("test of LlamaRec"),
+                self.model.evaluating(rerank=True, **options) as last,
+            ):
                 llamarec = super().evaluate(eval_data, False, None, show_progress)
             if self.model.fusion_weight:
-                ranks["ranker"] = torch.cat(second.ranker_ranks).numpy()
-            ranks["llamarec"] = torch.cat(second.ranks).numpy()
+                ranks["ranker"] = torch.cat(last.ranker_ranks).numpy()
+            ranks["llamarec"] = torch.cat(last.ranks).numpy()
             llamarec_on_retrieved = self._over_rows(retrieved)
         self.report = EvaluationReport(
             retriever=retriever,
@@ -356,7 +377,7 @@ class LlamaRecTrainer(Trainer):
             retriever_on_retrieved=on_retrieved,
             llamarec_on_retrieved=llamarec_on_retrieved,
             users=self._user_table(
-                eval_data.dataset, torch.cat(first.targets).numpy(), ranks, second
+                eval_data.dataset, torch.cat(first.targets).numpy(), ranks, last
             ),
             n_candidates=self.settings.rerank_candidates,
             masks_seen=self.settings.rerank_mask_seen,
@@ -365,6 +386,7 @@ class LlamaRecTrainer(Trainer):
         self._log_report(self.report)
         self.run_log.report(self.report)
         self._save_users(self.report)
+        self._save_report(self.report, eval_data, first, last)
         return retriever if llamarec is None else llamarec
 
     def _user_table(
@@ -372,7 +394,7 @@ class LlamaRecTrainer(Trainer):
         dataset,
         targets: np.ndarray,
         ranks: Mapping[str, np.ndarray],
-        ranking: EvaluationPass | None,
+        ranking: EvaluationPass,
     ):
         """Ranks and metrics of all rows, and what they depend on, of all processes together."""
         table = user_table(
@@ -385,7 +407,7 @@ class LlamaRecTrainer(Trainer):
         counts = self.model.item_counts
         table["history_length"] = [self.model.seen.of(user).size for user in targets[:, 0]]
         table["target_count"] = counts[targets[:, 1]]
-        if ranking is not None and ranking.shown:
+        if ranking.shown:
             shown, ranked = torch.cat(ranking.shown).numpy(), torch.cat(ranking.is_ranked).numpy()
             for column, values in {
                 "shown_first": shown[:, 0],
@@ -406,6 +428,29 @@ class LlamaRecTrainer(Trainer):
             file = checkpoint.with_suffix(".users.csv")
             report.users.to_csv(file, index=False)
             self.logger.info(f"Saving the metrics of each user: {file}")
+
+    def _save_report(
+        self, report: EvaluationReport, eval_data, first: EvaluationPass, last: EvaluationPass
+    ) -> None:
+        """Write the run's record and its page beside the checkpoint, where this run saved one.
+
+        Hours of training must not be lost to a page: checkpoint and table of users are written by
+        now, and the caller is still to get the result. Whatever goes wrong here is therefore
+        logged in full, as an error, and the run goes on.
+        """
+        checkpoint = Path(self.saved_model_file)
+        if not self.writes_report or self.config["local_rank"] != 0 or not checkpoint.is_file():
+            return
+        try:
+            record = collect(
+                checkpoint, self.config, self.model, self.journal, report, eval_data, first, last
+            )
+            write_record(record, checkpoint.with_suffix(".report.json"))
+            self.logger.info(f"Saving the report of this run: {write_page(checkpoint)}")
+        except Exception:
+            self.logger.exception(
+                "The report of this run could not be written; the run itself is complete."
+            )
 
     def _over_rows(self, rows: torch.Tensor) -> Mapping[str, float]:
         """Metrics of the last pass over some rows, of all processes together."""

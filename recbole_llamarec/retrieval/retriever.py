@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from recbole.utils import get_trainer
 
+from recbole_llamarec.curve import TrainingCurve
 from recbole_llamarec.data.samples import SeenItems
 from recbole_llamarec.registry import (
     load_checkpoint,
@@ -54,7 +55,7 @@ def train_retriever(
     log_directory: str,
     seen: SeenItems | None = None,
     callback_fn: Callable[[int, float], None] | None = None,
-):
+) -> TrainingCurve:
     """Train a retriever by RecBole's own trainer and load its best state.
 
     Args:
@@ -68,24 +69,30 @@ def train_retriever(
         callback_fn: called with the epoch and its validation score.
 
     Returns:
-        the best validation score and result, as RecBole's ``Trainer.fit`` returns them.
+        loss and validation score of each epoch.
     """
     getLogger().info(f"Stage 1 of 2: training the retriever {config['model']}")
     with logging_stage("retriever", log_directory):
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, retriever)
     trainer.saved_model_file = str(file)
     train, valid = retriever_loaders(config, train_data, valid_data)
+    curve = TrainingCurve()
+
+    def note(epoch: int, score: float) -> None:
+        curve.scores[epoch] = float(score)
+        if callback_fn:
+            callback_fn(epoch, score)
+
     with masking_seen(retriever, seen) if seen is not None else nullcontext():
-        result = trainer.fit(
-            train, valid, saved=True, show_progress=show_progress, callback_fn=callback_fn
-        )
+        trainer.fit(train, valid, saved=True, show_progress=show_progress, callback_fn=note)
+    curve.losses.update({epoch: float(loss) for epoch, loss in trainer.train_loss_dict.items()})
     _wait_for_all_processes()  # the first one writes the file
     load_retriever(retriever, config["model"], file, key="checkpoint_dir")
     if not keep_file:
         _wait_for_all_processes()  # all read it
         if config["local_rank"] == 0:
             file.unlink()
-    return result
+    return curve
 
 
 @contextmanager

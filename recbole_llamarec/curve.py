@@ -1,0 +1,29 @@
+"""How a stage's training went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """Loss and validation metric of one stage, by step.
+
+    Attributes:
+        losses: training loss of each epoch (retriever) or optimizer step (ranker).
+        scores: the validation metric, where it was taken.
+    """
+
+    losses: dict[int, float] = field(default_factory=dict)
+    scores: dict[int, float] = field(default_factory=dict)
+
+    def best(self, bigger: bool) -> tuple[int, float] | None:
+        """Step and score of the best validation, the first of equal ones; ``None`` without any.
+
+        Args:
+            bigger: whether a greater score is the better one.
+        """
+        if not self.scores:
+            return None
+        choose = max if bigger else min
+        return choose(self.scores.items(), key=lambda item: item[1])
