@@ -26,6 +26,8 @@ from recbole_llamarec.recommender import Recommender
 from recbole_llamarec.registry import load_checkpoint
 from recbole_llamarec.tuning_samples import TuningSamples
 
+WRITTEN = ("users.csv", "report.json", "html")  # beside the checkpoint, by the test
+
 
 def files(settings) -> set[str]:
     """Endings of what a run left in its checkpoint directory."""
@@ -44,7 +46,7 @@ def test_any_sequential_recommender_retrieves(tiny_run, retriever):
     result = run_recbole(
         config_dict=tiny_run | {"retriever": retriever, "retriever_config": config}
     )
-    assert files(tiny_run) == {"pth", "adapter", f"{retriever}.pth", "users.csv"}
+    assert files(tiny_run) == {"pth", "adapter", f"{retriever}.pth", *WRITTEN}
     assert is_better_than_chance(result) or retriever == "FPMC"
     saved = load_checkpoint(next(Path(tiny_run["checkpoint_dir"]).glob(f"*.{retriever}.pth")))
     assert saved["config"]["model"] == retriever
@@ -55,7 +57,7 @@ def test_any_sequential_recommender_retrieves(tiny_run, retriever):
 def test_a_trained_retriever_is_loaded_instead_of_trained(tiny_run, trained):
     checkpoint = trained.checkpoint.with_suffix(".LRURec.pth")
     result = run_recbole(config_dict=tiny_run | {"retriever_checkpoint": str(checkpoint)})
-    assert files(tiny_run) == {"pth", "adapter", "users.csv"}
+    assert files(tiny_run) == {"pth", "adapter", *WRITTEN}
     assert result["test_result"] == trained.result["test_result"]
 
 
@@ -166,7 +168,7 @@ def test_the_retriever_alone_on_the_same_terms(tiny_run, trained, monkeypatch):
     assert "full_sort_predict" not in vars(trainer.model.retriever)
     assert trainer.evaluate(test) == trainer.report.retriever
     assert trainer.report.llamarec is None and "LlamaRec" not in trainer.report.table()
-    assert files(tiny_run) == {"pth", "LRURec.pth", "users.csv"}
+    assert files(tiny_run) == {"pth", "LRURec.pth", *WRITTEN}
     assert list(trainer.report.users) == [
         *("user_id", "item_id", "retriever_rank"),
         *(f"retriever_{m}@{k}" for m in ("recall", "mrr", "ndcg") for k in (5, 10)),

@@ -60,7 +60,7 @@ def curve_figure(curve: TrainingCurve, step: str, loss: str, metric: str) -> Fig
         figure.add_trace(line, secondary_y=values is curve.scores)
     figure.update_xaxes(title=step)
     figure.update_yaxes(title=loss, secondary_y=False)
-    figure.update_yaxes(title=metric, showgrid=False, secondary_y=True)
+    figure.update_yaxes(title=metric, tickformat=".4~f", showgrid=False, secondary_y=True)
     return figure
 
 
@@ -81,12 +81,12 @@ def moved_figure(users: pd.DataFrame, n_candidates: int) -> Figure:
             x=ranks,
             y=ranks,
             z=counts.tolist(),
-            colorscale="Blues",
+            colorscale=[[0, "#ffffff"], [1, "#1f5fa8"]],
             colorbar={"title": {"text": "users"}, "thickness": 12},
             hovertemplate="rank %{y} by the retriever, %{x} in the end: %{z}<extra></extra>",
         )
     )
-    figure.update_xaxes(title="final rank of the target", constrain="domain")
+    figure.update_xaxes(title="final rank of the target")
     figure.update_yaxes(title="rank by the retriever", autorange="reversed")
     return figure
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from recbole_llamarec.curve import TrainingCurve
@@ -153,10 +154,8 @@ class RunRecord:
 
 
 def write_record(record: RunRecord, file: Path) -> None:
-    """Write a record as JSON."""
-    from pydantic import TypeAdapter
-
-    file.write_bytes(TypeAdapter(RunRecord).dump_json(record, indent=1))
+    """Write a record as JSON, with a loss that is not a number as ``NaN``."""
+    file.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
 
 
 def read_record(file: Path) -> RunRecord:
