@@ -470,5 +470,6 @@ def test_two_processes_train_and_evaluate(tiny_run, script):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "test result" in done.stderr and "LlamaRec, retrieved" in done.stderr
     checkpoint = checkpoint_of(Path(tiny_run["checkpoint_dir"]))
+    assert len([*checkpoint.parent.glob("*.html")]) == 1  # of the first process
     model = load_data_and_model(str(checkpoint))[1]  # also usable in one process
     assert model.is_ranker_attached

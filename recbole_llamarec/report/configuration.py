@@ -38,14 +38,9 @@ def configuration(config, retriever_config) -> dict[str, dict[str, str]]:
         config: the run's ``Config``.
         retriever_config: the retriever's own ``Config``.
     """
-    own_keys = set(llamarec_keys())
-    recboles = {*general_arguments, *training_arguments, *evaluation_arguments, *dataset_arguments}
-    of_retriever = [
-        key
-        for key in retriever_config.internal_config_dict
-        if key not in recboles | own_keys | NO_SETTINGS
-    ]
     name = retriever_config["model"]
+    # what both models have, RecBole has given them
+    of_retriever = set(retriever_config.internal_config_dict) - set(config.internal_config_dict)
     return {
         "LlamaRec": _values(config, llamarec_keys()),
         "Training of the ranker": _values(config, training_arguments),

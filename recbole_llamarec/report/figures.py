@@ -60,7 +60,9 @@ def curve_figure(curve: TrainingCurve, step: str, loss: str, metric: str) -> Fig
         figure.add_trace(line, secondary_y=values is curve.scores)
     figure.update_xaxes(title=step)
     figure.update_yaxes(title=loss, secondary_y=False)
-    figure.update_yaxes(title=metric, tickformat=".4~f", showgrid=False, secondary_y=True)
+    figure.update_yaxes(
+        title=metric, tickmode="auto", rangemode="tozero", showgrid=False, secondary_y=True
+    )
     return figure
 
 

@@ -1,7 +1,8 @@
 "use strict";
-// The search box over users: all words must stand somewhere in a user's entry.
+// The search box over users: all words must stand in a user's line or in its titles.
 const users = [...document.querySelectorAll("details.user")];
-const texts = users.map((user) => user.textContent.toLowerCase());
+const texts = users.map((user) =>
+  [...user.querySelectorAll("summary, li, .title")].map((part) => part.textContent).join(" ").toLowerCase());
 const box = document.getElementById("search");
 const count = document.getElementById("search-count");
 

@@ -25,4 +25,4 @@ def test_every_key_stands_in_its_group(trained):
     assert groups["Model of the retriever, LRURec"]["dropout_prob"] == "0.5"
     assert groups["Evaluation"]["topk"] == "[5, 10]"
     of_model = groups["Model of the retriever, LRURec"]
-    assert not set(of_model) & {"rerank_candidates", "epochs", "metrics", "seed"}
+    assert not set(of_model) & {"rerank_candidates", "epochs", "metrics", "seed", "worker"}

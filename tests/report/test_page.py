@@ -22,8 +22,8 @@ from recbole_llamarec.registry import loader_like
 from recbole_llamarec.report.__main__ import main
 from recbole_llamarec.report.page import duration, notes, render, write_page
 from recbole_llamarec.report.record import read_record
-from recbole_llamarec.trainer import LlamaRecTrainer
 
+QUICK = {"ranking_method": "none", "retriever_config": {"epochs": 1}}
 SCRIPT = re.compile(r"<script>.*?</script>", re.DOTALL)
 
 
@@ -102,14 +102,15 @@ def test_the_retriever_alone(tiny_run):
 
 
 def test_generated_lists_have_no_probabilities(tiny_run):
-    text = page_of(tiny_run | {"ranking_method": "generate", "rerank_candidates": 3})
+    settings = {"ranking_method": "generate", "rerank_candidates": 2, "train_eval_rows": 1}
+    text = page_of(tiny_run | settings)
     assert "The language model wrote the ranked titles" in text
     assert "letter</th>" in text and "probability</th>" not in text
     assert "Nothing was trained" not in text and "The ranker: best" not in text
 
 
 def test_no_target_among_the_candidates(tiny_run):
-    trainer, test = trained_trainer(tiny_run | {"rerank_candidates": 2})
+    trainer, test = trained_trainer(tiny_run | {"rerank_candidates": 2, "epochs": 0})
     trainer.evaluate(test)
     missed = np.flatnonzero(trainer.report.users["retriever_rank"] > 2)
     subset = test.dataset.copy(test.dataset.inter_feat[torch.from_numpy(missed)])
@@ -166,7 +167,7 @@ def test_labels_are_escaped_within_the_script(trained):
 
 @pytest.mark.parametrize("options", [{"saved": False}, {"verbose": False}])
 def test_runs_that_save_nothing_or_are_quiet_write_none(tiny_run, options):
-    trainer, test = trained_trainer(tiny_run, **options)
+    trainer, test = trained_trainer(tiny_run | QUICK, **options)
     trainer.evaluate(test, load_best_model=False)
     folder = Path(tiny_run["checkpoint_dir"])
     assert not [*folder.glob("*.html"), *folder.glob("*.report.json")]
@@ -176,10 +177,10 @@ def test_a_report_that_fails_costs_no_run(tiny_run, monkeypatch, caplog):
     def fail(checkpoint):
         raise OSError("No space left on device")
 
-    trainer, test = trained_trainer(tiny_run)
+    trainer, test = trained_trainer(tiny_run | QUICK)
     monkeypatch.setattr(trainer_module, "write_page", fail)
     result = trainer.evaluate(test)
-    assert isinstance(trainer, LlamaRecTrainer) and result == trainer.report.llamarec
+    assert result == trainer.report.retriever
     (error,) = [line for line in caplog.records if line.levelname == "ERROR"]
     assert "the run itself is complete" in error.message and "No space left" in caplog.text
     monkeypatch.undo()

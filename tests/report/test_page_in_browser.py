@@ -44,6 +44,9 @@ def test_the_search_box_finds_users(open_page, hostile):
     for user in users.all():
         words = user.text_content().lower()
         assert user.is_visible() == ("silent" in words and "river" in words)
+    page.locator("#search").fill("down")  # of the target, not of any candidate
+    fell = page.locator("details.user > summary .down").count()
+    assert 0 < fell < n_users and count.inner_text() == f"{fell} of {n_users}"
     page.locator("#search").press("Enter")  # stays on the page
     page.locator("#search").fill("no such title")
     assert count.inner_text() == f"0 of {n_users}"
