@@ -159,8 +159,8 @@ def _result_table(report: EvaluationReport) -> Table:
     return Table(
         ["", "rows", *names],
         [
-            [name, str(count), *(_number(metrics, metric) for metric in names)]
-            for name, count, metrics in report.lines()
+            [stage.name, str(stage.n_rows), *(_number(stage.metrics, metric) for metric in names)]
+            for stage in report.stages()
         ],
     )
 
@@ -197,7 +197,8 @@ def _places(record: RunRecord, retrieved: pd.DataFrame) -> tuple[str, str] | Non
     """How often each label was chosen, as a figure, and how popular the choices are."""
     if "shown_first" not in retrieved or retrieved.empty:
         return None
-    figure = figures.place_figure(by_place(retrieved, record.n_candidates), record.labels)
+    places = by_place(retrieved, record.n_candidates)
+    figure = figures.place_figure(places, record.labels or places["place"].tolist())
     return figures.as_html(figure, "places"), popularity_line(retrieved)
 
 

@@ -102,9 +102,9 @@ class RunRecord:
         changed: keys that the user has set to something else than the default.
         configuration: every key's value as text, by group and key.
         retriever_name: of the first stage.
-        ranking_method: ``verbalizer``, ``generate`` or ``none``.
+        ranking_method: as the key.
         n_candidates: K.
-        labels: index letters by place in the prompt.
+        labels: index letters by place in the prompt; none with likelihood.
         n_permutations: orders in which each user's candidates were shown.
         masks_seen: whether items already seen stand last.
         skips_misses: whether only rows were ranked whose target is a candidate.

@@ -36,7 +36,8 @@ def sample_users(
     histories = histories_of(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN], every)
     with torch.no_grad():
         retrieved = model.retrieve(interaction)[:, :n_candidates].tolist()  # [S, K]
-    read = {row: place for place, row in enumerate(_joined(last.ranked).tolist())}
+    is_read = torch.cat(last.is_ranked).nonzero().squeeze(1)  # [R]
+    read = {row: place for place, row in enumerate(is_read.tolist())}
     sample = []
     for i, row in enumerate(rows.tolist()):
         target = int(interaction[model.ITEM_ID][i])
@@ -93,8 +94,9 @@ def _read_candidates(
     by_ranker = _joined(last.ranker_scores)[[place]]  # [1, K]
     best_first = best_first_of(model.final_scores(by_retriever, by_ranker))[0].tolist()
     shown = _joined(last.orders)[place].tolist()
-    labels = dict(zip(shown, model.settings.verbalizer_labels, strict=True))
-    is_probability = model.settings.ranking_method == "verbalizer"
+    settings = model.settings
+    labels = dict(zip(shown, settings.verbalizer_labels, strict=False))  # none with likelihood
+    is_probability = settings.ranking_method != "generate"
     return _candidates(
         model,
         _joined(last.pools)[place].tolist(),

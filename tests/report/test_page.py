@@ -109,6 +109,12 @@ def test_generated_lists_have_no_probabilities(tiny_run):
     assert "Nothing was trained" not in text and "The ranker: best" not in text
 
 
+def test_likelihood_has_probabilities_and_no_letters(tiny_run):
+    text = page_of(tiny_run | {"ranking_method": "likelihood", "epochs": 0})
+    assert "letter</th>" not in text and "probability</th>" in text
+    assert "There are no labels, and no candidate sees another" in text
+
+
 def test_no_target_among_the_candidates(tiny_run):
     trainer, test = trained_trainer(tiny_run | {"rerank_candidates": 2, "epochs": 0})
     trainer.evaluate(test)
