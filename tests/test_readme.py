@@ -87,6 +87,9 @@ RUNS = {
     "python -m recbole_llamarec.analysis saved/LlamaRec-….users.csv --out analysis": Run(
         {"--out": "--candidates=8 --out"}, leaves="analysis.html"
     ),
+    "python -m recbole_llamarec.report saved/LlamaRec-….pth": Run(
+        {}, leaves="saved/LlamaRec-….html"
+    ),
     "python -m recbole_llamarec.warm_start --datasets ml-100k --out warm "
     '--lora_target_modules="[…]"': Run(
         {
@@ -109,6 +112,12 @@ ELSEWHERE = {
     "pip install 'ray[tune]'": "it installs packages: tests/test_hyper_tuning.py, where Ray is",
     "python benchmarks/run.py benchmarks/suites/paper.yaml --data dataset": (
         "it takes days: tests/benchmarks/test_suite.py runs a suite of four cells"
+    ),
+    "python benchmarks/run.py benchmarks/suites/ranker.yaml --data dataset": (
+        "it takes hours: tests/benchmarks/test_suite.py runs a suite of four cells"
+    ),
+    "python benchmarks/evidence.py ml-latest-small --data dataset --retriever …": (
+        "it needs that data set: tests/benchmarks/test_evidence.py"
     ),
     "python benchmarks/speed.py ml-100k --out benchmarks/results/speed --gguf … --prompts 8 "
     "--rows 500": "it takes hours: tests/benchmarks/test_speed.py",
@@ -154,7 +163,7 @@ def place(tmp_path_factory, tiny_llama, trained) -> Path:
     for name in ("run_recbole.py", "properties"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "saved").mkdir()
-    for ending in (".pth", ".users.csv"):
+    for ending in (".pth", ".users.csv", ".report.json"):
         shutil.copy(
             trained.checkpoint.with_suffix(ending), folder / "saved" / f"LlamaRec-…{ending}"
         )

@@ -391,9 +391,9 @@ def test_positions_that_share_a_history_are_samples_together(tiny_run, monkeypat
     trainer, train, valid, _ = trainer_of(tiny_run | {"train_positions": 4})
     plain = trainer_module.tuning_step
 
-    def noted(ranker, histories, candidates, labels, *rest):
+    def noted(ranker, histories, candidates, labels, *rest, **options):
         steps.append((histories, [pool[k] for pool, k in zip(candidates, labels, strict=True)]))
-        return plain(ranker, histories, candidates, labels, *rest)
+        return plain(ranker, histories, candidates, labels, *rest, **options)
 
     monkeypatch.setattr(trainer_module, "tuning_step", noted)
     trainer.fit(train, valid)
