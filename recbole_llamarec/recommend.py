@@ -15,7 +15,6 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from recbole_llamarec.recommender import Recommendation, Recommender
-from recbole_llamarec.registry import no_command_line
 
 BATCH = 64  # histories ranked at a time
 ADDED = re.compile(r"(, (the|an?))?( \(\d{4}\))?$")  # what people leave out of a title
@@ -24,8 +23,7 @@ ADDED = re.compile(r"(, (the|an?))?( \(\d{4}\))?$")  # what people leave out of 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Recommend for one history on the command line, or for a file of them."""
     options = parse_arguments(arguments)
-    with no_command_line():
-        recommender = Recommender.from_checkpoint(options.checkpoint)
+    recommender = Recommender.from_checkpoint(options.checkpoint)
     try:
         if options.histories:
             recommend_file(recommender, options.histories, options.out, options.k)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from recbole.quick_start import load_data_and_model
 
 from recbole_llamarec.data.samples import SeenItems
 from recbole_llamarec.evaluation import best_first_of
+from recbole_llamarec.registry import no_command_line
 
 Candidate = str | Mapping[str, str]
 
@@ -61,7 +63,8 @@ class Recommender:
         Raises:
             FileNotFoundError, ValueError: there is none, or it is of another model.
         """
-        config, model, dataset, *_ = load_data_and_model(str(file))
+        with no_command_line():
+            config, model, dataset, *_ = load_data_and_model(str(file))
         if config["model"] != "LlamaRec":
             raise ValueError(f"{str(file)!r} holds a {config['model']}; give one of LlamaRec.")
         return cls(model, dataset)
@@ -113,7 +116,7 @@ class Recommender:
         Raises:
             ValueError: an item or user is unknown, a history is empty, or k is out of range.
         """
-        model = self.model
+        model, n_candidates = self.model, self.model.settings.rerank_candidates
         if not 1 <= k < model.n_items:
             raise ValueError(f"k is {k}; it must be from 1 to {model.n_items - 1}.")
         ids = [self.ids_of(history) for history in histories]
@@ -126,7 +129,6 @@ class Recommender:
         final = order.clone()
         details: list[dict[int, tuple[float, float]]] = [{} for _ in ids]
         if model.ranker_has_a_say:
-            n_candidates = model.settings.rerank_candidates
             candidates = order[:, :n_candidates]  # [B, K]
             by_ranker = model.score_candidates(ids, candidates)  # [B, K]
             by_both = model.final_scores(scores.gather(1, candidates), by_ranker)  # [B, K]
@@ -136,9 +138,10 @@ class Recommender:
                 {int(i): (float(s), float(p)) for i, s, p in zip(*row, strict=True)}
                 for row in zip(candidates, by_both, by_ranker.exp(), strict=True)
             ]
+        retrieved = order[:, : max(k, n_candidates)].tolist()  # no other can be in the result
         return [
-            self._result(final[row, :k].tolist(), order[row].tolist(), details[row])
-            for row in range(len(ids))
+            self._result(*row)
+            for row in zip(final[:, :k].tolist(), retrieved, details, strict=True)
         ]
 
     def _rows(
@@ -198,69 +201,114 @@ class Recommender:
 
     # --- given candidates ----------------------------------------------------------------------
 
-    @torch.no_grad()
     def rank(self, history: Sequence[str], candidates: Sequence[Candidate]) -> list[Recommendation]:
+        """Rank given candidates by the language model: :meth:`rank_many` for one history."""
+        return self.rank_many([history], [candidates])[0]
+
+    @torch.no_grad()
+    def rank_many(
+        self, histories: Sequence[Sequence[str]], pools: Sequence[Sequence[Candidate]]
+    ) -> list[list[Recommendation]]:
         """Rank given candidates by the language model, whatever the retriever thinks of them.
 
         More candidates than labels are ranked in windows that overlap by half, from the back to
         the front, so that the best can move from the last place to the first (as RankGPT does: Sun
         et al. 2023); scores are then those of the last window that an item stood in, and order
-        items within it only.
+        items within it only. Windows of equal size are scored together. Likelihood needs no windows.
 
         Args:
-            history: item tokens in chronological order; it may be empty.
-            candidates: two or more, distinct: item tokens, or ``{"text": ...}`` for items that the
-                data set does not have.
+            histories: item tokens in chronological order; they may be empty.
+            pools: the candidates of each history, two or more, distinct: item tokens, or
+                ``{"text": ...}`` for items that the data set does not have.
 
         Returns:
-            the candidates, best first; ``score`` is the ranker's log-probability.
+            each pool, best first; ``score`` is the ranker's log-probability.
 
         Raises:
             ValueError: an item is unknown, or candidates are fewer than two or repeated.
         """
+        self._check_ranker()
+        ids = [self.ids_of(history) for history in histories]
+        with self._pool_ids(pools) as pool_ids:
+            ranked = self._rank_windows(ids, pool_ids)
+            titles, n_items = self.model.ranker.prompts.titles, self.model.n_items
+            return [
+                [
+                    Recommendation(
+                        item=str(self.tokens[item]) if item < n_items else None,
+                        text=titles[item],
+                        rank=rank,
+                        score=score,
+                        probability=float(np.exp(score)),
+                        retriever_rank=None,
+                    )
+                    for rank, (item, score) in enumerate(scores, start=1)
+                ]
+                for scores in ranked
+            ]
+
+    def prompt(self, history: Sequence[str], candidates: Sequence[Candidate]) -> str:
+        """The text that the language model reads for candidates as :meth:`rank_many` takes them.
+
+        Raises:
+            ValueError: as there; or there are more candidates than labels.
+        """
+        self._check_ranker()
+        with self._pool_ids([candidates]) as (pool,):
+            shown = self.model.shown_history(self.ids_of(history))
+            return self.model.ranker.prompts.text(shown, pool)
+
+    def _check_ranker(self) -> None:
         if not self.model.is_ranker_attached:
             raise ValueError("This model has no ranker (ranking_method: none, or not tuned).")
-        prompts = self.model.ranker.prompts
-        ids = self.ids_of(history)
-        pool = [
-            self.ids_of([candidate])[0]
-            if isinstance(candidate, str)
-            else prompts.add_title(candidate["text"])
-            for candidate in candidates
-        ]
-        if len(pool) < 2 or len(set(pool)) < len(pool):
-            raise ValueError(
-                f"There are {len(pool)} candidates, {len(set(pool))} of them distinct; give two "
-                "or more, each once."
-            )
+
+    @contextmanager
+    def _pool_ids(self, pools: Sequence[Sequence[Candidate]]) -> Iterator[list[list[int]]]:
+        """Ids of candidates; those given by text have one within the context only."""
+        texts = [c["text"] for pool in pools for c in pool if not isinstance(c, str)]
+        with self.model.ranker.prompts.with_titles(texts) as added:
+            number_of = dict(zip(texts, added, strict=True))
+            ids = [
+                [self.ids_of([c])[0] if isinstance(c, str) else number_of[c["text"]] for c in pool]
+                for pool in pools
+            ]
+            for pool in ids:
+                if len(pool) < 2 or len(set(pool)) < len(pool):
+                    raise ValueError(
+                        f"There are {len(pool)} candidates, {len(set(pool))} of them distinct; "
+                        "give two or more, each once."
+                    )
+            yield ids
+
+    def _rank_windows(
+        self, histories: list[list[int]], pools: list[list[int]]
+    ) -> list[list[tuple[int, float]]]:
+        """Each pool's items, best first, with the scores of the last window that they stood in."""
         settings = self.model.settings
         by_labels = settings.ranking_method != "likelihood"
-        size = settings.rerank_candidates if by_labels else len(pool)
-        order = list(pool)
-        scores: dict[int, float] = {}
-        for start in window_starts(len(pool), size):
-            window = order[start : start + size]
-            found = self.model.score_candidates([ids], torch.tensor([window]))[0]  # [K]
-            by_item = dict(zip(window, found.tolist(), strict=True))
-            scores |= by_item
-            order[start : start + size] = sorted(window, key=lambda item: -by_item[item])
-        n_items = self.model.n_items
+        size = settings.rerank_candidates if by_labels else max(map(len, pools), default=0)
+        orders = [list(pool) for pool in pools]
+        scores: list[dict[int, float]] = [{} for _ in pools]
+        starts = [window_starts(len(pool), size) for pool in pools]
+        for turn in range(max(map(len, starts), default=0)):
+            by_length: dict[int, list[int]] = {}
+            for row, begins in enumerate(starts):
+                if turn < len(begins):
+                    by_length.setdefault(min(size, len(pools[row])), []).append(row)
+            for rows in by_length.values():
+                places = [slice(starts[row][turn], starts[row][turn] + size) for row in rows]
+                windows = [orders[row][place] for row, place in zip(rows, places, strict=True)]
+                found = self.model.score_candidates(
+                    [histories[row] for row in rows], torch.tensor(windows)
+                ).tolist()  # [R, K]
+                for row, place, window, values in zip(rows, places, windows, found, strict=True):
+                    by_item = dict(zip(window, values, strict=True))
+                    scores[row] |= by_item
+                    orders[row][place] = sorted(window, key=by_item.__getitem__, reverse=True)
         return [
-            Recommendation(
-                item=str(self.tokens[item]) if item < n_items else None,
-                text=prompts.titles[item],
-                rank=rank,
-                score=scores[item],
-                probability=float(np.exp(scores[item])),
-                retriever_rank=None,
-            )
-            for rank, item in enumerate(order, start=1)
+            [(item, by_item[item]) for item in order]
+            for order, by_item in zip(orders, scores, strict=True)
         ]
-
-    def prompt(self, history: Sequence[str], candidates: Sequence[str]) -> str:
-        """The text that the language model reads for item tokens."""
-        shown = self.model.shown_history(self.ids_of(history))
-        return self.model.ranker.prompts.text(shown, self.ids_of(candidates))
 
 
 def window_starts(n_candidates: int, size: int) -> list[int]:

@@ -8,7 +8,8 @@ GPT-2-style pre-tokeniser nor with SentencePiece BPE. Text that touches a title 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -97,24 +98,32 @@ class PromptBuilder:
         self._max_title_tokens = max_title_tokens
         self.titles, ids = self._prepared(titles)
         self._pieces[" ", ""] = dict(enumerate(ids))
-        self._added: dict[str, int] = {}
         self._check_piecewise()
 
-    def add_title(self, text: str) -> int:
-        """Add an item that the catalogue does not have; the same text has the same id again.
+    @contextmanager
+    def with_titles(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Items that the catalogue does not have, for as long as the context lasts.
 
         Args:
-            text: Any text; it is cleaned and cut as the catalogue's are.
+            texts: any texts; they are cleaned and cut as the catalogue's are. Equal ones are one
+                item.
 
-        Returns:
-            Its id, behind those of the catalogue.
+        Yields:
+            The id of each text, behind those of the catalogue.
         """
-        if text not in self._added:
-            titles, ids = self._prepared([text])
-            self._added[text] = len(self.titles)
-            self._pieces[" ", ""][len(self.titles)] = ids[0]
-            self.titles.append(titles[0])
-        return self._added[text]
+        n_items = len(self.titles)
+        distinct = list(dict.fromkeys(texts))
+        numbers = dict(zip(distinct, range(n_items, n_items + len(distinct)), strict=True))
+        titles, ids = self._prepared(distinct)
+        self.titles += titles
+        self._pieces[" ", ""].update(zip(numbers.values(), ids, strict=True))
+        try:
+            yield [numbers[text] for text in texts]
+        finally:
+            del self.titles[n_items:]
+            for pieces in self._pieces.values():
+                for number in numbers.values():
+                    pieces.pop(number, None)
 
     def _prepared(self, titles: Sequence[str]) -> tuple[list[str], list[list[int]]]:
         return prepare_titles(titles, self._rules, self._max_title_tokens, self._encode_pieces)

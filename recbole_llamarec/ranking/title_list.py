@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,6 @@ class TitleList:
         self._start = encode_start(tokenizer, heading)
         self.titles: list[str] = []
         self._pieces: list[list[int]] = []
-        self._added: dict[str, int] = {}
         self.token_ids: list[int] = []
         self._add(titles)
 
@@ -71,12 +71,17 @@ class TitleList:
     def _encode(self, pieces: list[str]) -> list[list[int]]:
         return encode_pieces(self.tokenizer, pieces)
 
-    def add_title(self, text: str) -> int:
-        """Add an item that the catalogue does not have; the same text has the same id again."""
-        if text not in self._added:
-            self._added[text] = len(self.titles)
-            self._add([text])
-        return self._added[text]
+    @contextmanager
+    def with_titles(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Items that the catalogue does not have, as ``PromptBuilder.with_titles`` has them."""
+        n_items, token_ids = len(self.titles), self.token_ids
+        distinct = list(dict.fromkeys(texts))
+        self._add(distinct)
+        try:
+            yield [n_items + distinct.index(text) for text in texts]
+        finally:
+            del self.titles[n_items:], self._pieces[n_items:]
+            self.token_ids = token_ids
 
     def encode(
         self, history: Sequence[int], nexts: Sequence[Sequence[int]]
