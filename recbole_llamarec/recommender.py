@@ -214,7 +214,7 @@ class Recommender:
         More candidates than labels are ranked in windows that overlap by half, from the back to
         the front, so that the best can move from the last place to the first (as RankGPT does: Sun
         et al. 2023); scores are then those of the last window that an item stood in, and order
-        items within it only. Windows of equal size are scored together. Likelihood needs no windows.
+        items within it only. Windows of equal size are scored together. Likelihood needs none.
 
         Args:
             histories: item tokens in chronological order; they may be empty.
