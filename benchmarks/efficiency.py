@@ -35,7 +35,8 @@ from recbole_llamarec.ranking.language_model import (
     LanguageModelSettings,
     load_language_model,
 )
-from recbole_llamarec.ranking.prompt import ANCHOR, PromptBuilder
+from recbole_llamarec.ranking.pieces import ANCHOR
+from recbole_llamarec.ranking.prompt import PromptBuilder
 from recbole_llamarec.ranking.ranker import Ranker
 from recbole_llamarec.ranking.template import PromptTemplate
 from recbole_llamarec.ranking.verbalizer import Verbalizer, default_labels
