@@ -91,6 +91,30 @@ def trained(tmp_path_factory, tiny_llama) -> TrainedRun:
 
 
 @pytest.fixture(scope="session")
+def recommender(trained):
+    """The run's model, for new histories."""
+    from recbole_llamarec.recommender import Recommender
+
+    return Recommender.from_checkpoint(trained.checkpoint)
+
+
+@pytest.fixture(scope="session")
+def test_rows(trained):
+    """Users, their whole histories as tokens, and the evaluator's order of items."""
+    from recbole.quick_start import load_data_and_model
+
+    _, model, dataset, _, _, test = load_data_and_model(str(trained.checkpoint))
+    model.eval()
+    interaction, *_ = next(iter(test))
+    orders = model.full_sort_predict(interaction).argsort(dim=1, descending=True)
+    users = dataset.id2token(dataset.uid_field, interaction["user_id"].numpy()).tolist()
+    rows = zip(interaction["item_id_list"], interaction["item_length"], strict=True)
+    histories = [dataset.id2token(dataset.iid_field, row[:n].numpy()).tolist() for row, n in rows]
+    tokens = [dataset.id2token(dataset.iid_field, order[:-1].numpy()).tolist() for order in orders]
+    return users, histories, tokens
+
+
+@pytest.fixture(scope="session")
 def paper_data(tmp_path_factory) -> Path:
     """Folder with atomic files of the paper's MovieLens and Beauty; skips without the sources."""
     from recbole_llamarec.convert import convert

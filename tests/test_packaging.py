@@ -43,3 +43,4 @@ def test_an_installed_package_works_from_any_directory(tmp_path):
     assert (candidates, text) == ("20", "{movie_title} ({release_year})")
     assert (site / "recbole_llamarec" / "properties" / "llama-2-7b-qlora.yaml").is_file()
     assert (site / "recbole_llamarec" / "report" / "page.html").is_file()
+    assert (site / "recbole_llamarec" / "serve" / "page.html").is_file()

@@ -9,30 +9,9 @@ import torch
 
 from recbole_llamarec import recommend
 from recbole_llamarec.recommend import complete_lines, read_history, resolve
-from recbole_llamarec.recommender import Recommender, window_starts
+from recbole_llamarec.recommender import window_starts
 
 POOLS = [(0, 8), (10, 5), (20, 8), (5, 21), (30, 5), (7, 13)]  # first item and size; windows of 8
-
-
-@pytest.fixture(scope="module")
-def recommender(trained):
-    return Recommender.from_checkpoint(trained.checkpoint)
-
-
-@pytest.fixture(scope="module")
-def test_rows(trained):
-    """Users, their whole histories as tokens, and the evaluator's order of items."""
-    from recbole.quick_start import load_data_and_model
-
-    _, model, dataset, _, _, test = load_data_and_model(str(trained.checkpoint))
-    model.eval()
-    interaction, *_ = next(iter(test))
-    orders = model.full_sort_predict(interaction).argsort(dim=1, descending=True)
-    users = dataset.id2token(dataset.uid_field, interaction["user_id"].numpy()).tolist()
-    rows = zip(interaction["item_id_list"], interaction["item_length"], strict=True)
-    histories = [dataset.id2token(dataset.iid_field, row[:n].numpy()).tolist() for row, n in rows]
-    tokens = [dataset.id2token(dataset.iid_field, order[:-1].numpy()).tolist() for order in orders]
-    return users, histories, tokens
 
 
 def test_the_order_is_the_evaluators(recommender, test_rows):

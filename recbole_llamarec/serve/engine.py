@@ -1,0 +1,118 @@
+"""Requests in, answers out: the recommender behind the service, for one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from recbole_llamarec.recommender import Candidate, Recommendation, Recommender
+from recbole_llamarec.serve.errors import ServiceError
+from recbole_llamarec.serve.schema import RankRequest, RecommendRequest
+
+Request = RecommendRequest | RankRequest
+Answer = dict[str, Any]
+R = TypeVar("R", RecommendRequest, RankRequest)
+
+
+class Engine:
+    """Computes batches of requests, all of one kind in one call of the recommender.
+
+    Args:
+        recommender: used by one thread only.
+    """
+
+    def __init__(self, recommender: Recommender) -> None:
+        self.recommender = recommender
+        self.n_candidates: int = recommender.model.settings.rerank_candidates
+
+    def compute(self, requests: Sequence[Request]) -> list[Answer | Exception]:
+        """An answer or an exception for each request; equal requests are computed once.
+
+        A request that fails does not make others fail: each is then computed by itself.
+        """
+        distinct = list(dict.fromkeys(requests))
+        to_recommend = [r for r in distinct if isinstance(r, RecommendRequest)]
+        to_rank = [r for r in distinct if isinstance(r, RankRequest)]
+        answers: dict[Request, Answer | Exception] = {}
+        answers.update(zip(to_recommend, _each(self._recommend, to_recommend), strict=True))
+        answers.update(zip(to_rank, _each(self._rank, to_rank), strict=True))
+        return [answers[request] for request in requests]
+
+    def check(self, request: Request) -> None:
+        """Refuse what cannot be computed, before it is queued; any thread may call it.
+
+        Raises:
+            ServiceError: names the field.
+        """
+        fields = {"history": request.history}
+        if isinstance(request, RankRequest):
+            if not self.recommender.model.is_ranker_attached:
+                raise ServiceError(409)
+            pool = request.candidates
+            fields["candidates"] = tuple(item for item in pool if isinstance(item, str))
+            if len(set(pool)) < len(pool):
+                raise ServiceError(422, "A candidate stands there twice.", "candidates")
+            if request.prompt and len(pool) > self.n_candidates:
+                raise ServiceError(
+                    422,
+                    f"More than {self.n_candidates} candidates are ranked in several prompts; "
+                    "give fewer to see the prompt.",
+                    "prompt",
+                )
+        for field, tokens in fields.items():
+            try:
+                self.recommender.ids_of(tokens)
+            except ValueError as error:
+                raise ServiceError(422, str(error), field) from error
+
+    def _recommend(self, requests: Sequence[RecommendRequest]) -> list[Answer]:
+        is_reranked = bool(self.recommender.model.ranker_has_a_say)
+        # a prompt shows the first candidates, so that all of them are needed to tell it
+        depths = [max(r.k, self.n_candidates) if r.prompt else r.k for r in requests]
+        histories = [request.history for request in requests]
+        answers = []
+        for request, result in zip(
+            requests, self.recommender.recommend(histories, max(depths)), strict=True
+        ):
+            prompt = None
+            if request.prompt and is_reranked:
+                shown = sorted(result[: self.n_candidates], key=_retriever_rank)
+                prompt = self.recommender.prompt(request.history, [str(i.item) for i in shown])
+            items = [asdict(item) for item in result[: request.k]]
+            answers.append({"items": items, "is_reranked": is_reranked, "prompt": prompt})
+        return answers
+
+    def _rank(self, requests: Sequence[RankRequest]) -> list[Answer]:
+        histories = [request.history for request in requests]
+        pools = [
+            [item if isinstance(item, str) else {"text": item.text} for item in request.candidates]
+            for request in requests
+        ]
+        results = self.recommender.rank_many(histories, pools)
+        return [
+            {
+                "items": [asdict(item) for item in result],
+                "prompt": self._prompt(request, pool) if request.prompt else None,
+            }
+            for request, pool, result in zip(requests, pools, results, strict=True)
+        ]
+
+    def _prompt(self, request: RankRequest, pool: Sequence[Candidate]) -> str:
+        return self.recommender.prompt(request.history, pool)
+
+
+def _retriever_rank(item: Recommendation) -> int:
+    return item.retriever_rank or 0
+
+
+def _each(compute: Callable[[Sequence[R]], list[Answer]], requests: list[R]) -> list:
+    """Answers to all requests at once; where that fails, to each by itself, or its exception."""
+    if not requests:
+        return []
+    try:
+        return compute(requests)
+    except Exception as error:
+        if len(requests) == 1:
+            return [error]
+    return [_each(compute, [request])[0] for request in requests]
