@@ -108,6 +108,9 @@ ELSEWHERE = {
     f"{TORCH} -r tests/requirements.txt && python -m pytest": "it would run this test: .ci/run",
     "python -m pytest": "it would run this test: .ci/run",
     "pip install .": "it installs the package: tests/test_packaging.py",
+    "python -m recbole_llamarec.serve --checkpoint saved/LlamaRec-….pth": (
+        "it serves until it is stopped: tests/serve/test_command.py"
+    ),
     "pip install hyperopt": INSTALLS,
     "pip install 'ray[tune]'": "it installs packages: tests/test_hyper_tuning.py, where Ray is",
     "python benchmarks/run.py benchmarks/suites/paper.yaml --data dataset": (
