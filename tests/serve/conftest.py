@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from running import Gate, Running, run
+from running_service import Gate, Running, run
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import sys
 import httpx2
 import pytest
 from helpers import environment
-from running import wait_until
+from running_service import wait_until
 
 from recbole_llamarec.serve.__main__ import (
     TOKEN,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from running import run
+from running_service import run
 
 from recbole_llamarec.recommender import Recommender
 

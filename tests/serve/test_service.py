@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import httpx2
 import pytest
-from running import run, wait_until
+from running_service import run, wait_until
 
 POOL = ["i1", "i5", "i7", {"text": "A film that nobody has seen"}]
 
