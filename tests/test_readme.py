@@ -111,6 +111,14 @@ ELSEWHERE = {
     "python -m recbole_llamarec.serve --checkpoint saved/LlamaRec-….pth": (
         "it serves until it is stopped: tests/serve/test_command.py"
     ),
+    'pip install "recbole-llamarec[serve]" # the tested releases of what it adds stand in '
+    "tests/requirements.txt": "it installs packages: tests/test_packaging.py, without the extra",
+    'curl -H "Content-Type: application/json" -d \'{"history": ["1", "50"], "k": 3}\' '
+    "http://127.0.0.1:8000/recommend": "it needs a service: tests/serve/test_service.py",
+    'curl -H "Content-Type: application/json" -d \'{"history": ["1"], "candidates": ["172", '
+    '{"text": "A film of my own"}], "prompt": true}\' http://127.0.0.1:8000/rank': (
+        "it needs a service: tests/serve/test_service.py"
+    ),
     "pip install hyperopt": INSTALLS,
     "pip install 'ray[tune]'": "it installs packages: tests/test_hyper_tuning.py, where Ray is",
     "python benchmarks/run.py benchmarks/suites/paper.yaml --data dataset": (

@@ -46,8 +46,6 @@ class LikelihoodRanker:
         temperature: what log-likelihoods are divided by to become scores.
     """
 
-    label_prior: None = None  # there are no labels
-
     def __init__(
         self, model, prompts: TitleList, batch_tokens: int, temperature: float = 1.0
     ) -> None:
