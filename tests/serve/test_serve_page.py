@@ -15,8 +15,10 @@ def pick(page, text: str, by_pointer: bool = False) -> None:
     query = page.get_by_role("combobox")
     query.fill(text)
     page.get_by_role("option").first.wait_for()
+    # only titles found for a text are selected; those shown before anything is typed are not
     page.wait_for_function(
-        "text => document.querySelector('[role=option]')?.textContent.includes(text)", arg=text
+        "text => document.querySelector('[aria-selected=true]')?.textContent.includes(text)",
+        arg=text,
     )
     if by_pointer:
         page.get_by_role("option").first.click()
