@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import socket
 from types import FrameType
 
 import uvicorn
@@ -58,6 +60,14 @@ class Server(uvicorn.Server):
     def address(self) -> tuple[str, int]:
         """Host and port, once it has started."""
         return self.servers[0].sockets[0].getsockname()[:2]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's start; the model has been warmed up when it returns."""
+        await super().startup(sockets)
+        # what is loaded by now stays, and Python's collector need not search it again: a search
+        # holds all threads for some tenths of a second
+        gc.collect()
+        gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """uvicorn's handler of signals."""
