@@ -288,22 +288,29 @@ class LlamaRec(SequentialRecommender):
             float32 ``[R, K]`` on the CPU, in the order of ``candidates``.
         """
         show_progress = self._pass is not None and self._pass.show_progress
-        histories = [self.shown_history(history) for history in histories]
-        if shown is None:
-            return self.ranker.rank(histories, candidates.tolist(), show_progress)
-        scores = self.ranker.rank(histories, candidates.gather(1, shown).tolist(), show_progress)
-        return torch.empty_like(scores).scatter_(1, shown, scores)
+        pools = (candidates if shown is None else candidates.gather(1, shown)).tolist()
+        histories = [
+            self.shown_history(history, pool)
+            for history, pool in zip(histories, pools, strict=True)
+        ]
+        scores = self.ranker.rank(histories, pools, show_progress)
+        return scores if shown is None else torch.empty_like(scores).scatter_(1, shown, scores)
 
-    def shown_history(self, history: Sequence[int], user: int | None = None) -> list[int]:
+    def shown_history(
+        self, history: Sequence[int], candidates: Sequence[int], user: int | None = None
+    ) -> list[int]:
         """The items that a prompt shows for a history: its last ones, behind any evidence.
 
         Args:
             history: item ids in chronological order.
+            candidates: ids of the items that are ranked.
             user: internal id of the user whose training history is learnt from, and is therefore
                 no evidence; ``None`` otherwise.
         """
         recent = list(history[max(0, len(history) - self.settings.prompt_max_history) :])
-        return recent if self.neighbours is None else self.neighbours.before(history, user) + recent
+        if self.neighbours is None:
+            return recent
+        return self.neighbours.before(history, candidates, user) + recent
 
     def final_scores(self, by_retriever: torch.Tensor, by_ranker: torch.Tensor) -> torch.Tensor:
         """Final scores of candidates: the ranker's, or both stages' where they are fused.
@@ -354,7 +361,6 @@ def build_ranker(
             tokenizer,
             texts,
             settings.likelihood_heading,
-            None,  # LlamaRec.shown_history has seen to it
             settings.prompt_max_title_tokens,
             limit,
         )

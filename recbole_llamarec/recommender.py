@@ -255,7 +255,7 @@ class Recommender:
         """
         self._check_ranker()
         with self._pool_ids([candidates]) as (pool,):
-            shown = self.model.shown_history(self.ids_of(history))
+            shown = self.model.shown_history(self.ids_of(history), pool)
             return self.model.ranker.prompts.text(shown, pool)
 
     def _check_ranker(self) -> None:

@@ -210,7 +210,7 @@ class LlamaRecTrainer(Trainer):
         candidates = [candidates.tolist() for candidates, _ in pools]
         labels = [label for _, label in pools]
         if isinstance(ranker, LikelihoodRanker):
-            shown = samples.histories_with_evidence(rows)
+            shown = samples.histories_with_evidence(rows, pools)
             return choice_step(
                 ranker, shown, candidates, labels, optimizer, batch_tokens, **options
             )

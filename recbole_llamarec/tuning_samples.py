@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from recbole_llamarec.data.samples import blocks_of_positions, random_pool, retriever_pool
@@ -62,12 +64,14 @@ class TuningSamples:
             found.append(self.sequences[row, max(0, length - shown) : length].tolist())
         return found
 
-    def histories_with_evidence(self, rows: np.ndarray) -> list[list[int]]:
-        """What ranking by likelihood shows before each row's target."""
-        return [
-            self.model.shown_history(self.sequences[row, : self.lengths[row]].tolist(), user)
-            for row, user in zip(rows, self.users[rows].tolist(), strict=True)
-        ]
+    def histories_with_evidence(self, rows: np.ndarray, pools: Sequence[Pool]) -> list[list[int]]:
+        """What ranking by likelihood shows of each row's history before its candidates."""
+        found = []
+        for row, (candidates, _) in zip(rows, pools, strict=True):
+            history = self.sequences[row, : self.lengths[row]].tolist()
+            user = int(self.users[row])  # learnt from, and therefore no evidence
+            found.append(self.model.shown_history(history, candidates.tolist(), user))
+        return found
 
     def histories_with_targets(self, rows: np.ndarray) -> list[list[int]]:
         """The most recent items before each row's target, and the target behind them."""

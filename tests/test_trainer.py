@@ -207,7 +207,8 @@ def test_evidence_comes_from_other_users_training_items_alone(tiny_run):
     samples = TuningSamples(model, train.dataset, seed=1)
     n_shown = 0
     for row in range(0, len(samples), 7):
-        (shown,) = samples.histories_with_evidence(np.array([row]))
+        pools = samples.pools(np.array([row]), step=1)
+        (shown,) = samples.histories_with_evidence(np.array([row]), pools)
         history = samples.sequences[row, : samples.lengths[row]].tolist()
         recent = history[-5:]  # prompt_max_history
         assert shown[len(shown) - len(recent) :] == recent
@@ -224,8 +225,9 @@ def test_evidence_comes_from_other_users_training_items_alone(tiny_run):
                 last = item
             else:
                 assert (last, item) in followed
+                assert item in pools[0][0]
                 n_shown += 1
-    assert n_shown > 50
+    assert n_shown > 50, n_shown
 
 
 def sequence_of(samples: TuningSamples, user: int) -> list[int]:

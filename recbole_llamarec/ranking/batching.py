@@ -2,10 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from tqdm import tqdm
+
+_logger = logging.getLogger(__name__)
+
+
+class BatchedRanker:
+    """What rankers have in common: a language model, and a budget of tokens for each pass.
+
+    It is no ``nn.Module``, so that a recommender that holds one does not save the language model
+    with its own weights.
+
+    Args:
+        model: a causal language model, with or without an adapter.
+        batch_tokens: tokens of one pass; halved where memory does not suffice.
+    """
+
+    def __init__(self, model, batch_tokens: int) -> None:
+        self.model = model
+        self.batch_tokens = batch_tokens
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def batches(
+        self, lengths: Sequence[int], show_progress: bool, desc: str = "Rank", unit: str = "user"
+    ) -> Iterator[np.ndarray]:
+        """The batches of :func:`length_batches`, with a progress bar over what is done."""
+        options = {"desc": desc, "unit": unit, "ncols": 100, "disable": not show_progress}
+        with tqdm(total=len(lengths), **options) as progress:
+            for batch in length_batches(lengths, self.batch_tokens):
+                yield batch
+                progress.update(len(batch))
+
+    def within_memory(self, compute: Callable[[list], torch.Tensor], prompts: list) -> torch.Tensor:
+        """What is computed of a batch, in halves where the device has too little memory.
+
+        Args:
+            compute: gives one row for each prompt.
+            prompts: at least one.
+
+        Raises:
+            torch.OutOfMemoryError: one prompt alone is too much.
+        """
+        try:
+            return compute(prompts)
+        except torch.OutOfMemoryError:
+            if len(prompts) == 1:
+                raise
+        self.batch_tokens //= 2
+        _logger.warning("Out of memory: llm_batch_tokens is %d from now on.", self.batch_tokens)
+        half = len(prompts) // 2
+        parts = prompts[:half], prompts[half:]
+        return torch.cat([self.within_memory(compute, part) for part in parts])
 
 
 def length_batches(lengths: Sequence[int], max_tokens: int) -> list[np.ndarray]:

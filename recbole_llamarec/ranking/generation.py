@@ -15,9 +15,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
-from recbole_llamarec.ranking.batching import length_batches
+from recbole_llamarec.ranking.batching import BatchedRanker
 from recbole_llamarec.ranking.prompt import PromptBuilder
 from recbole_llamarec.ranking.written_list import GenerationCounts, parse_ranking, written_lines
 
@@ -31,7 +30,7 @@ GENERATE_INSTRUCTION = (
 )
 
 
-class GeneratingRanker:
+class GeneratingRanker(BatchedRanker):
     """Ranks candidates by the list of titles that the language model writes, decoded greedily.
 
     It is used in the place of a :class:`~recbole_llamarec.ranking.ranker.Ranker`.
@@ -48,14 +47,9 @@ class GeneratingRanker:
     """
 
     def __init__(self, model, prompts: PromptBuilder, batch_tokens: int) -> None:
-        self.model = model
+        super().__init__(model, batch_tokens)
         self.prompts = prompts
-        self.batch_tokens = batch_tokens
         self.counts = GenerationCounts()
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
 
     @torch.no_grad()
     def rank(
@@ -85,18 +79,14 @@ class GeneratingRanker:
         budgets = [self.list_tokens(row) for row in titles]
         costs = [len(prompt) + budget for prompt, budget in zip(encoded, budgets, strict=True)]
         result = torch.empty(len(encoded), n_candidates)
-        with tqdm(
-            total=len(encoded), desc="Generate", unit="prompt", ncols=100, disable=not show_progress
-        ) as progress:
-            for batch in length_batches(costs, self.batch_tokens):
-                texts = self.write(
-                    [encoded[i] for i in batch], [budgets[i] for i in batch], n_candidates
-                )
-                for row, text in zip(batch, texts, strict=True):
-                    ranking = parse_ranking(text, titles[row])
-                    self.counts.add(ranking)
-                    result[row, ranking.complete_order()] = torch.arange(0.0, -n_candidates, -1)
-                progress.update(len(batch))
+        for batch in self.batches(costs, show_progress, "Generate", "prompt"):
+            texts = self.write(
+                [encoded[i] for i in batch], [budgets[i] for i in batch], n_candidates
+            )
+            for row, text in zip(batch, texts, strict=True):
+                ranking = parse_ranking(text, titles[row])
+                self.counts.add(ranking)
+                result[row, ranking.complete_order()] = torch.arange(0.0, -n_candidates, -1)
         return result
 
     def list_tokens(self, titles: Sequence[str]) -> int:

@@ -12,13 +12,11 @@ Shapes: K candidates, P tokens whose probability is read, V tokens that titles a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
-from tqdm import tqdm
 
-from recbole_llamarec.ranking.batching import length_batches
+from recbole_llamarec.ranking.batching import BatchedRanker
 from recbole_llamarec.ranking.language_model import (
     final_softcap,
     head_logits,
@@ -29,10 +27,8 @@ from recbole_llamarec.ranking.title_list import TitleList
 
 EncodedPool = tuple[list[int], list[list[int]]]  # token ids of a context and of what may follow it
 
-_logger = logging.getLogger(__name__)
 
-
-class LikelihoodRanker:
+class LikelihoodRanker(BatchedRanker):
     """Ranks candidates by the probability of their titles behind the history's.
 
     It is used in the place of a :class:`~recbole_llamarec.ranking.ranker.Ranker`. Probabilities are
@@ -49,14 +45,9 @@ class LikelihoodRanker:
     def __init__(
         self, model, prompts: TitleList, batch_tokens: int, temperature: float = 1.0
     ) -> None:
-        self.model = model
+        super().__init__(model, batch_tokens)
         self.prompts = prompts
-        self.batch_tokens = batch_tokens
         self.temperature = temperature
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
 
     def log_likelihoods(
         self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
@@ -127,23 +118,7 @@ class LikelihoodRanker:
         result = torch.empty(len(encoded), len(candidates[0]))
         lengths = [len(context) + sum(map(len, titles)) for context, titles in encoded]
         self.model.eval()
-        with tqdm(
-            total=len(encoded), desc="Rank", unit="user", ncols=100, disable=not show_progress
-        ) as progress:
-            for batch in length_batches(lengths, self.batch_tokens):
-                found = self._within_memory([encoded[i] for i in batch])  # [b, K]
-                result[torch.from_numpy(batch)] = found.log_softmax(-1).cpu()
-                progress.update(len(batch))
+        for batch in self.batches(lengths, show_progress):
+            found = self.within_memory(self.candidate_scores, [encoded[i] for i in batch])  # [b, K]
+            result[torch.from_numpy(batch)] = found.log_softmax(-1).cpu()
         return result
-
-    def _within_memory(self, encoded: list[EncodedPool]) -> torch.Tensor:
-        """:meth:`candidate_scores`, in halves where the device has too little memory."""
-        try:
-            return self.candidate_scores(encoded)
-        except torch.OutOfMemoryError:
-            if len(encoded) == 1:
-                raise
-        self.batch_tokens //= 2
-        _logger.warning("Out of memory: llm_batch_tokens is %d from now on.", self.batch_tokens)
-        half = len(encoded) // 2
-        return torch.cat([self._within_memory(part) for part in (encoded[:half], encoded[half:])])

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-from tqdm import tqdm
 
-from recbole_llamarec.ranking.batching import length_batches
+from recbole_llamarec.ranking.batching import BatchedRanker
 from recbole_llamarec.ranking.language_model import final_softcap, last_hidden_of, output_head
 from recbole_llamarec.ranking.prompt import PromptBuilder
 from recbole_llamarec.ranking.verbalizer import Verbalizer
 
-_logger = logging.getLogger(__name__)
 
-
-class Ranker:
+class Ranker(BatchedRanker):
     """Ranks candidates for a history with a language model, a prompt and a verbalizer.
-
-    It is no ``nn.Module``, so that a recommender that holds one does not save the language model
-    with its own weights.
 
     Args:
         model: a causal language model, with or without an adapter.
@@ -43,16 +37,11 @@ class Ranker:
         batch_tokens: int,
         n_permutations: int = 1,
     ) -> None:
-        self.model = model
+        super().__init__(model, batch_tokens)
         self.prompts = prompts
         self.verbalizer = verbalizer
-        self.batch_tokens = batch_tokens
         self.n_permutations = n_permutations
         self.label_prior: torch.Tensor | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
 
     def label_logits(self, prompts: Sequence[Sequence[int]], n_candidates: int) -> torch.Tensor:
         """Label logits of one batch, with gradients where they are enabled (paper, section 3.2).
@@ -105,20 +94,17 @@ class Ranker:
         result = torch.empty(len(histories), n_candidates)
         lengths = [sum(map(len, prompts)) for prompts in zip(*encoded, strict=True)]
         self.model.eval()
-        with tqdm(
-            total=len(histories), desc="Rank", unit="user", ncols=100, disable=not show_progress
-        ) as progress:
-            for batch in length_batches(lengths, self.batch_tokens):
-                # a user's prompts stand together, since they have their beginning in common
-                prompts = [prompts[i] for i in batch for prompts in encoded]
-                logits = self._within_memory(prompts, n_candidates).cpu()  # [b * P, K]
-                if self.label_prior is not None:
-                    logits = logits - self.label_prior[:n_candidates]
-                scores = logits.log_softmax(-1)
-                by_rotation = scores.unflatten(0, (-1, len(shifts))).unbind(1)  # P of [b, K]
-                aligned = [s.roll(shift, 1) for s, shift in zip(by_rotation, shifts, strict=True)]
-                result[torch.from_numpy(batch)] = torch.stack(aligned).mean(0).log_softmax(-1)
-                progress.update(len(batch))
+        logits_of = partial(self.label_logits, n_candidates=n_candidates)
+        for batch in self.batches(lengths, show_progress):
+            # a user's prompts stand together, since they have their beginning in common
+            prompts = [prompts[i] for i in batch for prompts in encoded]
+            logits = self.within_memory(logits_of, prompts).cpu()  # [b * P, K]
+            if self.label_prior is not None:
+                logits = logits - self.label_prior[:n_candidates]
+            scores = logits.log_softmax(-1)
+            by_rotation = scores.unflatten(0, (-1, len(shifts))).unbind(1)  # P of [b, K]
+            aligned = [s.roll(shift, 1) for s, shift in zip(by_rotation, shifts, strict=True)]
+            result[torch.from_numpy(batch)] = torch.stack(aligned).mean(0).log_softmax(-1)
         return result
 
     def measure_label_prior(
@@ -143,19 +129,6 @@ class Ranker:
         finally:
             self.label_prior, self.n_permutations = kept, n_permutations
         return mean - mean.mean()
-
-    def _within_memory(self, prompts: list[list[int]], n_candidates: int) -> torch.Tensor:
-        """:meth:`label_logits`, in halves where the device has too little memory for the whole."""
-        try:
-            return self.label_logits(prompts, n_candidates)
-        except torch.OutOfMemoryError:
-            if len(prompts) == 1:
-                raise
-        self.batch_tokens //= 2
-        _logger.warning("Out of memory: llm_batch_tokens is %d from now on.", self.batch_tokens)
-        half = len(prompts) // 2
-        parts = prompts[:half], prompts[half:]
-        return torch.cat([self._within_memory(part, n_candidates) for part in parts])
 
 
 def rotations(n_candidates: int, n_permutations: int) -> list[int]:

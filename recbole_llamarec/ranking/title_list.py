@@ -29,9 +29,8 @@ class TitleList:
         tokenizer: any tokenizer of transformers.
         titles: text of each item id; the one of id 0, RecBole's padding item, is never shown.
         heading: what stands before the first title.
-        max_history: most titles of a history, the most recent ones; ``None`` is no limit.
         max_title_tokens: most tokens of a title; a longer one is cut, everywhere alike.
-        max_tokens: most tokens of a text; the oldest titles go first; ``None`` is no limit.
+        max_tokens: most tokens of a text; the first titles go first; ``None`` is no limit.
 
     Attributes:
         titles: the titles as they are shown: cleaned, cut, ``"unknown item"`` where empty.
@@ -44,13 +43,11 @@ class TitleList:
         tokenizer: PreTrainedTokenizerBase,
         titles: Sequence[str],
         heading: str,
-        max_history: int | None,
         max_title_tokens: int,
         max_tokens: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.heading = heading
-        self.max_history = max_history
         self.max_tokens = max_tokens
         self.n_shortened = 0
         self._max_title_tokens = max_title_tokens
@@ -89,13 +86,13 @@ class TitleList:
         """Token ids of a history, and of each of several lists of titles that may follow it.
 
         Args:
-            history: item ids, the oldest first; the last ``max_history`` are shown.
+            history: item ids in the order in which they are shown, any evidence in front.
             nexts: item ids of each continuation.
 
         Raises:
             ValueError: an id is not an item's, or a continuation does not fit ``max_tokens``.
         """
-        recent = [int(item) for item in self._recent(history)]
+        recent = [int(item) for item in history]
         n_items = len(self.titles)
         if wrong := [item for item in chain(recent, *nexts) if not 0 < item < n_items]:
             raise ValueError(
@@ -116,15 +113,9 @@ class TitleList:
             self.n_shortened += len(kept) < len(recent)
         return self._start + [token for item in kept for token in self._pieces[item]], continuations
 
-    def _recent(self, history: Sequence[int]) -> Sequence[int]:
-        if self.max_history is None:
-            return history
-        return history[max(0, len(history) - self.max_history) :]
-
     def text(self, history: Sequence[int], candidates: Sequence[int]) -> str:
         """The history's text, and behind it, one a line, what each candidate adds."""
-        recent = self._recent(history)
-        shown = "".join(f" {self.titles[item]}{END}" for item in recent)
+        shown = "".join(f" {self.titles[item]}{END}" for item in history)
         return "\n".join([self.heading + shown, *(f" {self.titles[i]}{END}" for i in candidates)])
 
     def report_shortened(self, since: int) -> None:

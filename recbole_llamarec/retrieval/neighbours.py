@@ -24,7 +24,7 @@ class Neighbours:
         sequences: item ids of each user in chronological order, of the training part alone.
         n_items: items, the padding item 0 included.
         n_recent: how many of a history's last items bring their followers.
-        n_followers: most followers of each.
+        n_followers: most followers of each that are shown.
     """
 
     def __init__(
@@ -36,43 +36,58 @@ class Neighbours:
         first, second, weights = np.concatenate([np.empty((3, 0)), *pairs], axis=1)
         places = first.astype(np.int64), second.astype(np.int64)
         self._counts = csr_array((weights, places), shape=(n_items, n_items))  # adds up repetitions
+        self._counts.sort_indices()
 
-    def of(self, item: int, without: Sequence[int], user: int | None = None) -> list[int]:
+    def before(
+        self, history: Sequence[int], candidates: Sequence[int], user: int | None = None
+    ) -> list[int]:
+        """What is shown before a history: its last items, each with its followers behind it.
+
+        Args:
+            history: item ids in chronological order.
+            candidates: items that may be shown as followers, since the others cannot be ranked.
+            user: whose own training history does not count, as when it is learnt from.
+        """
+        shown: list[int] = []
+        for item in history[max(0, len(history) - self.n_recent) :]:
+            shown += [item, *self.of(item, candidates, user)]
+        return shown
+
+    def of(self, item: int, among: Sequence[int], user: int | None = None) -> list[int]:
         """The followers of an item, the most frequent first, equal ones by id.
 
         Args:
             item: its id.
-            without: items that are left out.
-            user: whose own training history does not count, as when it is learnt from.
+            among, user: as the candidates and the user that :meth:`before` takes.
+        """
+        others = np.asarray(among)
+        counts = self.counts(item, others)
+        if user is not None:
+            counts = counts - self._share(user, item, others)
+        counts = counts.round(9)  # so that equal counts are equal, whatever they were added up from
+        best_first = np.lexsort((others, -counts))[: self.n_followers]
+        return others[best_first[counts[best_first] > 0]].tolist()
+
+    def counts(self, item: int, others: np.ndarray) -> np.ndarray:
+        """How often each of some others followed an item, float64 ``[len(others)]``.
+
+        Items that the catalogue does not have followed nothing.
         """
         start, stop = self._counts.indptr[item : item + 2]
         items, counts = self._counts.indices[start:stop], self._counts.data[start:stop]
-        if user is not None:
-            counts = counts - self._share(user, item, items)
-        counts = counts.round(9)  # so that equal counts are equal, whatever they were added up from
-        kept = ~np.isin(items, without) & (counts > 0)
-        items, counts = items[kept], counts[kept]
-        return items[np.lexsort((items, -counts))[: self.n_followers]].tolist()
-
-    def before(self, history: Sequence[int], user: int | None = None) -> list[int]:
-        """What is shown before a history: its last items, each with its followers behind it.
-
-        Args:
-            history: item ids in chronological order; none of them is shown as a follower.
-            user: as :meth:`of` takes it.
-        """
-        shown: list[int] = []
-        for item in history[max(0, len(history) - self.n_recent) :]:
-            shown += [item, *self.of(item, history, user)]
-        return shown
+        found = np.zeros(len(others))
+        if len(items):
+            places = np.searchsorted(items, others).clip(max=len(items) - 1)
+            found = np.where(items[places] == others, counts[places], 0.0)
+        return found
 
     def shares(self, item: int, others: np.ndarray) -> np.ndarray:
         """Which share of an item's followers each of some others is, float64 ``[len(others)]``."""
-        row = self._counts[[item]].toarray()[0]  # [n_items]
-        return row[others] / max(1.0, row.sum())
+        start, stop = self._counts.indptr[item : item + 2]
+        return self.counts(item, others) / max(1.0, self._counts.data[start:stop].sum())
 
     def _share(self, user: int, item: int, items: np.ndarray) -> np.ndarray:
-        """What a user's own history adds to an item's counts; ``[len(items)]``."""
+        """What a user's own history adds to the counts of an item's followers; ``[len(items)]``."""
         own = self._sequences.get(user, np.empty(0, dtype=np.int64))
         share = np.zeros(len(items))
         for place in np.flatnonzero(own == item):

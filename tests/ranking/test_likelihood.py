@@ -32,7 +32,7 @@ def ranker_of(folder, attention: str = "auto", batch_tokens: int = 300, **lora) 
     model, tokenizer = load_language_model(loading, torch.device("cpu"))
     model = add_adapter(model, LoraSettings(dropout=0.0, **lora), seed=1)
     return LikelihoodRanker(
-        model, TitleList(tokenizer, ["", *titles(50)], HEADING, 20, 32), batch_tokens
+        model, TitleList(tokenizer, ["", *titles(50)], HEADING, 32), batch_tokens
     )
 
 
@@ -165,7 +165,7 @@ def test_out_of_memory_halves_the_batch(ranker, samples, monkeypatch):
 @given(st.lists(st.text(max_size=20), min_size=3, max_size=6))
 def test_pieces_are_the_whole_texts_ids(llama_tokenizers, texts):
     for tokenizer in llama_tokenizers:
-        prompts = TitleList(tokenizer, ["", *texts], HEADING, 20, 32)
+        prompts = TitleList(tokenizer, ["", *texts], HEADING, 32)
         items = range(1, len(texts) + 1)
         context, (last,) = prompts.encode(items[:-1], [[items[-1]]])
         text = prompts.text(items[:-1], [items[-1]]).replace("\n", "")
@@ -181,7 +181,7 @@ def llama_tokenizers(tiny_llama, llama_folder):
 
 def test_a_long_history_loses_its_oldest_titles_and_says_so(ranker, caplog):
     tokenizer = ranker.prompts.tokenizer
-    prompts = TitleList(tokenizer, ["", *titles(50)], HEADING, 20, 32, max_tokens=60)
+    prompts = TitleList(tokenizer, ["", *titles(50)], HEADING, 32, max_tokens=60)
     context, (title,) = prompts.encode(range(1, 21), [[30]])
     assert len(context) + len(title) <= 60
     whole, _ = ranker.prompts.encode(range(1, 21), [[30]])
@@ -190,7 +190,7 @@ def test_a_long_history_loses_its_oldest_titles_and_says_so(ranker, caplog):
     prompts.report_shortened(since=0)
     assert "1 histories lost their oldest titles" in caplog.text
     with pytest.raises(ValueError, match="prompt_max_tokens is 5"):
-        TitleList(tokenizer, ["", *titles(50)], HEADING, 20, 32, max_tokens=5).encode([], [[1]])
+        TitleList(tokenizer, ["", *titles(50)], HEADING, 32, max_tokens=5).encode([], [[1]])
 
 
 def test_items_that_do_not_exist_are_named(ranker):

@@ -12,15 +12,24 @@ from recbole_llamarec.retrieval.neighbours import WINDOW, Neighbours, training_s
 SEQUENCES = {1: np.array([1, 2, 3]), 2: np.array([1, 3, 4]), 3: np.array([5, 1, 3])}
 
 
+ITEMS = np.arange(1, 7)
+
+
 def test_followers_stand_in_the_order_of_their_counts():
     neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=2)
     # behind item 1: item 3 counts 1/2 + 1 + 1, item 2 counts 1, item 4 counts 1/2
-    assert neighbours.of(1, without=[]) == [3, 2]
-    assert neighbours.of(1, without=[3]) == [2, 4]
-    assert neighbours.of(6, without=[]) == []
-    assert neighbours.of(1, without=[], user=2) == [3, 2]  # 3/2 against 1
-    assert neighbours.of(1, without=[2], user=2) == [3]  # nobody else chose item 4
-    assert neighbours.of(1, without=[], user=99) == [3, 2]
+    assert neighbours.of(1, ITEMS) == [3, 2]
+    assert neighbours.of(1, [4, 2]) == [2, 4]
+    assert neighbours.of(6, ITEMS) == neighbours.of(1, []) == []
+    assert neighbours.of(1, ITEMS, user=2) == [3, 2]  # 3/2 against 1
+    assert neighbours.of(1, [3, 4], user=2) == [3]  # nobody else chose item 4
+    assert neighbours.of(1, ITEMS, user=99) == [3, 2]
+
+
+def test_items_that_the_catalogue_does_not_have_follow_nothing():
+    neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=9)
+    assert neighbours.of(1, [7, 3, 8]) == [3]
+    assert neighbours.counts(1, np.array([7, 3, 0])).tolist() == [0, 2.5, 0]
 
 
 def test_shares_are_those_of_all_followers():
@@ -29,11 +38,12 @@ def test_shares_are_those_of_all_followers():
     assert neighbours.shares(6, np.array([1])) == [0]
 
 
-def test_evidence_is_the_last_items_with_their_followers():
+def test_evidence_is_the_last_items_with_the_candidates_that_followed_them():
     neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=1)
-    assert neighbours.before([2, 5, 1]) == [5, 3, 1, 3]
-    assert neighbours.before([2, 5, 1, 3]) == [1, 4, 3, 4]
-    assert neighbours.before([]) == []
+    assert neighbours.before([2, 5, 1], ITEMS) == [5, 1, 1, 3]
+    assert neighbours.before([2, 5, 1], [2, 4]) == [5, 1, 2]
+    assert neighbours.before([2, 5, 1, 3], [4]) == [1, 4, 3, 4]
+    assert neighbours.before([], ITEMS) == []
 
 
 @pytest.mark.parametrize("user", [None, 0, 7])
@@ -53,7 +63,7 @@ def test_counts_equal_brute_force(user):
                     if place + step < len(sequence):
                         counts[int(sequence[place + step])] += 60 // step  # whole numbers
         expected = sorted(counts, key=lambda other: (-counts[other], other))
-        assert found.of(item, without=[], user=user) == expected
+        assert found.of(item, np.arange(1, 20), user) == expected
 
 
 def test_sequences_are_put_together_from_the_rows_of_prefixes():
