@@ -107,6 +107,9 @@ ELSEWHERE = {
     f"{TORCH} && {MAIN_JOB}": "it takes minutes: tests/test_main_job.py, in small",
     f"{TORCH} -r tests/requirements.txt && python -m pytest": "it would run this test: .ci/run",
     "python -m pytest": "it would run this test: .ci/run",
+    f"{MAIN_JOB} --config_files=properties/llama-2-7b-qlora.yaml --gpu_id=0,1,2,3 --nproc=4": (
+        "it needs four GPUs: tests/test_trainer.py runs two processes on a CPU"
+    ),
     "pip install .": "it installs the package: tests/test_packaging.py",
     "python -m recbole_llamarec.serve --checkpoint saved/LlamaRec-….pth": (
         "it serves until it is stopped: tests/serve/test_command.py"
