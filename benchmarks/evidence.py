@@ -92,14 +92,14 @@ def _batches(model: LlamaRec, dataset) -> Iterator[tuple[np.ndarray, ...]]:
         )
         counts = np.stack(
             [
-                sum(neighbours.shares(item, pool) for item in history[-neighbours.n_recent :])
+                neighbours.summed_shares(history, pool)
                 for history, pool in zip(histories, candidates.numpy(), strict=True)
             ]
         )  # [B, K]
         is_target = order == rows[model.ITEM_ID][:, None]  # [B, N]
         ranks = is_target.int().argmax(1).numpy() + 1
         places = np.where(ranks <= n_candidates, ranks - 1, -1)
-        yield scores.gather(1, candidates).numpy(), np.log(1e-3 + counts), places, ranks
+        yield scores.gather(1, candidates).numpy(), np.log(counts), places, ranks
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ _LABELS = (
     "a list of distinct texts (letters and digits in quotes)",
 )
 
+LIKELIHOOD_LOSSES = ("titles", "evidence")  # beside label, which both methods have
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "exact_chronology": _SWITCH,
     "item_text_format": _TEXT,
@@ -86,8 +87,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train_candidates_from": _whole(2),
     "train_positions": _whole(1),
     "train_loss": (
-        lambda value: value in (*LOSSES, "titles"),
-        f"one of {', '.join((*LOSSES, 'titles'))}",
+        lambda value: value in (*LOSSES, *LIKELIHOOD_LOSSES),
+        f"one of {', '.join((*LOSSES, *LIKELIHOOD_LOSSES))}",
     ),
     "train_schedule": (lambda value: value in ("constant", "cosine"), "constant or cosine"),
     "train_max_samples": _optional(_whole(0)),
@@ -263,7 +264,8 @@ def _likelihood_errors(config) -> list[str]:
     """Keys of the labels beside likelihood, and of likelihood beside labels."""
     loss = config["train_loss"]
     if config["ranking_method"] != "likelihood":
-        of_likelihood = {"evidence_items": config["evidence_items"], "train_loss": loss == "titles"}
+        is_likelihoods = loss in LIKELIHOOD_LOSSES
+        of_likelihood = {"evidence_items": config["evidence_items"], "train_loss": is_likelihoods}
         return [
             f"{key}: {config[key]!r} needs ranking_method: likelihood."
             for key, is_set in of_likelihood.items()
@@ -276,11 +278,13 @@ def _likelihood_errors(config) -> list[str]:
         for key, value in plain.items()
         if config[key] != value
     ]
-    if loss not in ("label", "titles"):
+    if loss not in ("label", *LIKELIHOOD_LOSSES):
         errors.append(
             f"train_loss: {loss!r} is for labels; with ranking_method: likelihood set it to label "
-            "(the target among the candidates) or titles (every title of the history)."
+            "(the target among the candidates), titles (every title of the history) or evidence."
         )
+    if loss == "evidence" and not config["evidence_items"]:
+        errors.append("train_loss: 'evidence' needs evidence_items of 1 or more.")
     return errors
 
 

@@ -208,12 +208,13 @@ class LlamaRecTrainer(Trainer):
             return sequence_step(ranker, sequences, optimizer, batch_tokens, **options)
         pools = samples.pools(rows, step)
         candidates = [candidates.tolist() for candidates, _ in pools]
-        labels = [label for _, label in pools]
         if isinstance(ranker, LikelihoodRanker):
             shown = samples.histories_with_evidence(rows, pools)
+            targets = samples.choices(rows, pools)  # [B, K]
             return choice_step(
-                ranker, shown, candidates, labels, optimizer, batch_tokens, **options
+                ranker, shown, candidates, targets, optimizer, batch_tokens, **options
             )
+        labels = [label for _, label in pools]
         batch = samples.histories(rows), candidates, labels
         return tuning_step(ranker, *batch, optimizer, batch_tokens, loss, **options)
 

@@ -73,6 +73,26 @@ class TuningSamples:
             found.append(self.model.shown_history(history, candidates.tolist(), user))
         return found
 
+    def choices(self, rows: np.ndarray, pools: Sequence[Pool]) -> np.ndarray:
+        """How likely each candidate is to be, as ``train_loss`` says; float64 ``[rows, K]``.
+
+        ``label`` is sure of the target. ``evidence`` has the candidates' shares among those that
+        followed the history's last items: less to learn from than what a user chose, but twenty
+        figures a row without any chance in them (distillation, Hinton et al. 2015).
+        """
+        labels = np.array([label for _, label in pools])
+        if self.settings.train_loss != "evidence":
+            return np.eye(self.settings.rerank_candidates)[labels]
+        shares = np.stack(
+            [
+                self.model.neighbours.summed_shares(
+                    self.sequences[row, : self.lengths[row]], candidates, int(self.users[row])
+                )
+                for row, (candidates, _) in zip(rows, pools, strict=True)
+            ]
+        )  # [rows, K]
+        return shares / shares.sum(1, keepdims=True)
+
     def histories_with_targets(self, rows: np.ndarray) -> list[list[int]]:
         """The most recent items before each row's target, and the target behind them."""
         pairs = zip(self.histories(rows), self.targets[rows].tolist(), strict=True)

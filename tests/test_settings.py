@@ -76,6 +76,11 @@ def test_defaults_are_the_papers():
         ),
         ({"evidence_items": 3}, ["evidence_items: 3", "likelihood"]),
         ({"train_loss": "titles"}, ["train_loss", "likelihood"]),
+        ({"train_loss": "evidence"}, ["train_loss", "likelihood"]),
+        (
+            {"ranking_method": "likelihood", "train_loss": "evidence"},
+            ["train_loss", "evidence_items"],
+        ),
         ({"ranking_method": "likelihood", "train_loss": "ranknet"}, ["train_loss", "titles"]),
         ({"ranking_method": "likelihood", "rerank_permutations": 2}, ["rerank_permutations: 2"]),
         ({"likelihood_temperature": 0}, ["likelihood_temperature", "above 0"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,14 @@ def test_the_retriever_alone_on_the_same_terms(tiny_run, trained, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("options", [{"train_loss": "titles"}, {"evidence_items": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_loss": "titles"},
+        {"evidence_items": 2},
+        {"evidence_items": 2, "train_loss": "evidence"},
+    ],
+)
 def test_likelihood_is_tuned_fused_and_reloaded(tiny_run, options):
     settings = options | {
         "ranking_method": "likelihood",
@@ -228,6 +236,28 @@ def test_evidence_comes_from_other_users_training_items_alone(tiny_run):
                 assert item in pools[0][0]
                 n_shown += 1
     assert n_shown > 50, n_shown
+
+
+def test_targets_of_evidence_are_the_shares_of_the_followers(tiny_run):
+    settings = {"ranking_method": "likelihood", "evidence_items": 2, "train_loss": "evidence"}
+    config = Config(config_dict=tiny_run | settings)
+    train, _, _ = data_preparation(config, create_dataset(config))
+    model = LlamaRec(config, train.dataset)
+    samples = TuningSamples(model, train.dataset, seed=1)
+    rows = np.arange(0, len(samples), 9)
+    pools = samples.pools(rows, step=1)
+    targets = samples.choices(rows, pools)
+    assert targets.shape == (len(rows), 8)
+    assert targets.sum(1) == pytest.approx(1)
+    for row, (candidates, _), target in zip(rows, pools, targets, strict=True):
+        history, user = samples.sequences[row, : samples.lengths[row]], samples.users[row]
+        shares = model.neighbours.summed_shares(history, candidates, user)
+        assert target.argmax() == shares.argmax()
+        assert target == pytest.approx(shares / shares.sum())
+    model.settings = replace(model.settings, train_loss="label")
+    labels = [label for _, label in pools]
+    of_labels = TuningSamples(model, train.dataset, seed=1).choices(rows, pools)
+    assert of_labels.argmax(1).tolist() == labels and (of_labels.sum(1) == 1).all()
 
 
 def sequence_of(samples: TuningSamples, user: int) -> list[int]:

@@ -153,14 +153,20 @@ def choice_step(
     ranker: LikelihoodRanker,
     histories: Sequence[Sequence[int]],
     candidates: Sequence[Sequence[int]],
-    labels: Sequence[int],
+    targets: np.ndarray,
     optimizer: torch.optim.Optimizer,
     batch_tokens: int,
     **options,
 ) -> float:
-    """One optimizer step on one batch of samples: the target is to be likely among the candidates.
+    """One optimizer step on one batch of samples: each candidate is to be as likely as it should.
 
-    Args and returns are those of :func:`tuning_step`.
+    Args:
+        targets: how likely each candidate is to be, ``[batch, K]``; every row sums to 1.
+        ranker, histories, candidates, optimizer, batch_tokens, options: as :func:`tuning_step`
+            takes them.
+
+    Returns:
+        the mean cross-entropy of the batch in nats.
     """
     encoded = [
         ranker.prompts.encode(history, [[item] for item in pool])
@@ -168,9 +174,9 @@ def choice_step(
     ]
 
     def losses_of(rows: np.ndarray) -> torch.Tensor:
-        targets = torch.tensor([labels[i] for i in rows], device=ranker.device)  # [b]
         scores = ranker.candidate_scores([encoded[i] for i in rows])  # [b, K]
-        return cross_entropy(scores, targets, reduction="none")  # [b]
+        wanted = torch.from_numpy(targets[rows]).to(scores)  # [b, K]
+        return cross_entropy(scores, wanted, reduction="none")  # [b]
 
     prompts = [[*context, *chain(*titles)] for context, titles in encoded]
     return optimizer_step(ranker.model, prompts, losses_of, optimizer, batch_tokens, **options)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from scipy.sparse import csr_array
 
+SMOOTHING = 0.001  # share of an item that never followed
 WINDOW = 5  # steps behind an item within which another counts as its follower
 
 
@@ -61,14 +62,11 @@ class Neighbours:
             among, user: as the candidates and the user that :meth:`before` takes.
         """
         others = np.asarray(among)
-        counts = self.counts(item, others)
-        if user is not None:
-            counts = counts - self._share(user, item, others)
-        counts = counts.round(9)  # so that equal counts are equal, whatever they were added up from
+        counts = self.counts(item, others, user)
         best_first = np.lexsort((others, -counts))[: self.n_followers]
         return others[best_first[counts[best_first] > 0]].tolist()
 
-    def counts(self, item: int, others: np.ndarray) -> np.ndarray:
+    def counts(self, item: int, others: np.ndarray, user: int | None = None) -> np.ndarray:
         """How often each of some others followed an item, float64 ``[len(others)]``.
 
         Items that the catalogue does not have followed nothing.
@@ -79,12 +77,28 @@ class Neighbours:
         if len(items):
             places = np.searchsorted(items, others).clip(max=len(items) - 1)
             found = np.where(items[places] == others, counts[places], 0.0)
-        return found
+        if user is not None:
+            found = found - self._share(user, item, others)
+        return found.round(9)  # equal counts are equal, whatever they were added up from
 
-    def shares(self, item: int, others: np.ndarray) -> np.ndarray:
-        """Which share of an item's followers each of some others is, float64 ``[len(others)]``."""
-        start, stop = self._counts.indptr[item : item + 2]
-        return self.counts(item, others) / max(1.0, self._counts.data[start:stop].sum())
+    def summed_shares(
+        self, history: Sequence[int] | np.ndarray, others: np.ndarray, user: int | None = None
+    ) -> np.ndarray:
+        """Of the followers of a history's last items, which share each of some others is.
+
+        Args:
+            history, user: as :meth:`before` takes them.
+            others: item ids.
+
+        Returns:
+            the sum over the last items, and :data:`SMOOTHING`; float64 ``[len(others)]``.
+        """
+        total = np.full(len(others), SMOOTHING)
+        for item in history[max(0, len(history) - self.n_recent) :]:
+            start, stop = self._counts.indptr[item : item + 2]
+            of_all = max(1.0, self._counts.data[start:stop].sum())
+            total += self.counts(item, others, user) / of_all
+        return total
 
     def _share(self, user: int, item: int, items: np.ndarray) -> np.ndarray:
         """What a user's own history adds to the counts of an item's followers; ``[len(items)]``."""

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from recbole_llamarec.retrieval.neighbours import WINDOW, Neighbours, training_sequences
+from recbole_llamarec.retrieval.neighbours import SMOOTHING, WINDOW, Neighbours, training_sequences
 
 SEQUENCES = {1: np.array([1, 2, 3]), 2: np.array([1, 3, 4]), 3: np.array([5, 1, 3])}
 
@@ -32,10 +32,16 @@ def test_items_that_the_catalogue_does_not_have_follow_nothing():
     assert neighbours.counts(1, np.array([7, 3, 0])).tolist() == [0, 2.5, 0]
 
 
-def test_shares_are_those_of_all_followers():
+def test_shares_are_those_of_all_followers_of_the_last_items():
     neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=2)
-    assert neighbours.shares(1, np.array([3, 2, 4, 6])) == pytest.approx([0.625, 0.25, 0.125, 0])
-    assert neighbours.shares(6, np.array([1])) == [0]
+    others = np.array([3, 2, 4, 6])
+    of_one = np.array([0.625, 0.25, 0.125, 0]) + SMOOTHING
+    assert neighbours.summed_shares([1], others) == pytest.approx(of_one)
+    of_two = of_one + [0, 0, 1, 0]  # item 4 alone followed item 3
+    assert neighbours.summed_shares([2, 1, 3], others) == pytest.approx(of_two)
+    of_others = of_one - [0.25, 0, 0.125, 0]  # a whole of 4, less what user 2 has added
+    assert neighbours.summed_shares([1], others, user=2) == pytest.approx(of_others)
+    assert neighbours.summed_shares([6], np.array([1])) == [SMOOTHING]
 
 
 def test_evidence_is_the_last_items_with_the_candidates_that_followed_them():
