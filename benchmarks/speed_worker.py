@@ -75,7 +75,7 @@ def evaluation(task: dict[str, Any]) -> dict[str, Any]:
     """A test set as users evaluate it, and how much of the time the language model takes."""
     import numpy as np
     import torch
-    from speed_methods import MODELS, read
+    from speed_methods import MODELS, N_HISTORY, read
 
     from recbole_llamarec.llamarec import LlamaRec
     from recbole_llamarec.registry import loader_like
@@ -83,6 +83,7 @@ def evaluation(task: dict[str, Any]) -> dict[str, Any]:
     from recbole_llamarec.trainer import LlamaRecTrainer
 
     settings = {f"llm_{key}": value for key, value in MODELS[task["method"]].items()}
+    settings |= {"ranking_method": "verbalizer", "prompt_max_history": N_HISTORY}
     config, train, valid, test = read(
         task["dataset"], task["data"], epochs=0, seed=2020, **settings
     )

@@ -86,7 +86,7 @@ class LlamaRec(SequentialRecommender):
             np.asarray(dataset.inter_feat[self.ITEM_ID]), minlength=self.n_items
         )
         self.neighbours: Neighbours | None = None
-        if self.settings.evidence_items:
+        if self.settings.shows_evidence:
             sequences = training_sequences(
                 *(
                     np.asarray(dataset.inter_feat[field])
@@ -145,7 +145,7 @@ class LlamaRec(SequentialRecommender):
             model = add_adapter(base, LoraSettings(**self._saved_adapter["lora"]), self.seed)
             load_adapter_state(model, self._saved_adapter["state"])
             return model
-        directory = self.settings.lora_adapter
+        directory = self.settings.adapter_directory
         if directory is None:
             return add_adapter(base, self.settings.lora, self.seed)
         try:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from recbole_llamarec.data.item_text import format_fields
 from recbole_llamarec.ranking.adapter import LoraSettings
-from recbole_llamarec.ranking.language_model import LanguageModelSettings, check_language_model
+from recbole_llamarec.ranking.language_model import (
+    EMBEDDED,
+    LanguageModelSettings,
+    check_language_model,
+)
 from recbole_llamarec.ranking.template import PromptTemplate
 from recbole_llamarec.ranking.tuning import LOSSES
 from recbole_llamarec.ranking.verbalizer import default_labels
@@ -40,6 +45,7 @@ _LABELS = (
     "a list of distinct texts (letters and digits in quotes)",
 )
 
+SHIPPED_ADAPTER = Path(__file__).parent / "adapters" / "evidence-reader"
 LIKELIHOOD_LOSSES = ("titles", "evidence")  # beside label, which both methods have
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "exact_chronology": _SWITCH,
@@ -146,6 +152,18 @@ class LlamaRecSettings:
     train_batch_tokens: int
     train_eval_steps: int | None
     train_eval_rows: int | None
+
+    @property
+    def adapter_directory(self) -> Path | None:
+        """The PEFT directory that the adapter starts from; ``None`` for a fresh adapter."""
+        if self.lora_adapter == "shipped":
+            return SHIPPED_ADAPTER
+        return None if self.lora_adapter is None else Path(self.lora_adapter)
+
+    @property
+    def shows_evidence(self) -> bool:
+        """Whether prompts show what followed the history's last items."""
+        return self.ranking_method == "likelihood" and self.evidence_items > 0
 
     @property
     def has_ranker(self) -> bool:
@@ -257,6 +275,13 @@ def _candidate_errors(config) -> list[str]:
             "set it to ~."
         )
     errors += _likelihood_errors(config)
+    reads_evidence = method == "likelihood" and config["evidence_items"]
+    is_embedded = config["llm_name_or_path"] == EMBEDDED
+    if config["lora_adapter"] == "shipped" and not (reads_evidence and is_embedded):
+        errors.append(
+            "lora_adapter: 'shipped' is for llm_name_or_path: embedded with ranking_method: "
+            "likelihood and evidence_items; set it to ~."
+        )
     return errors
 
 
@@ -264,13 +289,9 @@ def _likelihood_errors(config) -> list[str]:
     """Keys of the labels beside likelihood, and of likelihood beside labels."""
     loss = config["train_loss"]
     if config["ranking_method"] != "likelihood":
-        is_likelihoods = loss in LIKELIHOOD_LOSSES
-        of_likelihood = {"evidence_items": config["evidence_items"], "train_loss": is_likelihoods}
-        return [
-            f"{key}: {config[key]!r} needs ranking_method: likelihood."
-            for key, is_set in of_likelihood.items()
-            if is_set
-        ]
+        if loss in LIKELIHOOD_LOSSES:
+            return [f"train_loss: {loss!r} needs ranking_method: likelihood."]
+        return []
     plain = {"rerank_permutations": 1, "rerank_label_prior_rows": 0, "train_positions": 1}
     errors = [
         f"{key}: {config[key]!r} is for labels, and ranking_method: likelihood reads none; set it "

@@ -37,7 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     titles = [""]
     for dataset in options.datasets:
-        config = Config(model="LlamaRec", dataset=dataset, config_file_list=options.config_files)
+        config = Config(
+            model="LlamaRec",
+            dataset=dataset,
+            config_file_list=options.config_files,
+            config_dict={"ranking_method": "verbalizer"},  # which labels are for
+        )
         settings = LlamaRecSettings.from_config(config)
         titles += create_dataset(config).item_texts(settings.item_text_fallback)[1:]
     record = warm_start(
@@ -74,7 +79,8 @@ def warm_start(
     """Tune an adapter on titles and save it.
 
     Args:
-        settings: of the language model, the prompt, the labels and the adapter.
+        settings: of the language model, the prompt, the labels and the adapter, with
+            ``ranking_method: verbalizer``.
         titles: item texts; the first is the padding item's.
         n_steps: most optimizer steps.
         seed: of the adapter and of the prompts.
@@ -86,8 +92,7 @@ def warm_start(
     ranker = build_ranker(
         settings, titles, device, lambda base: add_adapter(base, settings.lora, seed)
     )
-    if not isinstance(ranker, Ranker):
-        raise ValueError("ranking_method must be verbalizer: generate reads no labels.")
+    assert isinstance(ranker, Ranker)
     start, curve = time.perf_counter(), []
     for step, n_candidates, loss in bind_labels(ranker, n_steps, np.random.default_rng(seed)):
         curve.append([n_candidates, round(loss, 4)])

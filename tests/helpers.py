@@ -91,9 +91,11 @@ def tiny_settings(root: Path, llama: Path) -> dict:
         "MAX_ITEM_LIST_LENGTH": 20,
         "llm_name_or_path": str(llama),
         "llm_dtype": "float32",  # whatever the processor
+        "ranking_method": "verbalizer",  # what most tests are of
         "prompt_max_history": 5,
         "rerank_candidates": 8,
         "rerank_fusion": None,  # the ranker alone
+        "epochs": 1,
         "train_max_samples": 16,
         "train_batch_size": 8,
         "learning_rate": 1e-2,

@@ -107,6 +107,9 @@ ELSEWHERE = {
     f"{TORCH} && {MAIN_JOB}": "it takes minutes: tests/test_main_job.py, in small",
     f"{TORCH} -r tests/requirements.txt && python -m pytest": "it would run this test: .ci/run",
     "python -m pytest": "it would run this test: .ci/run",
+    f"{MAIN_JOB} --config_files=properties/ranking-adapter.yaml": (
+        "it takes half an hour: tests/test_trainer.py tunes in the same way"
+    ),
     f"{MAIN_JOB} --config_files=properties/llama-2-7b-qlora.yaml --gpu_id=0,1,2,3 --nproc=4": (
         "it needs four GPUs: tests/test_trainer.py runs two processes on a CPU"
     ),
