@@ -67,8 +67,8 @@ RUNS = {
     "python -m recbole_llamarec --model=LlamaRec …": Run({"…": TINY}, prints="LlamaRec, retrieved"),
     "python -m recbole_llamarec.hyper --params_file=properties/hyper/llamarec.test "
     "--dataset=ml-100k": Run({"--dataset=ml-100k": TINY}, prints="Best of 8 trials"),
-    f'{RECOMMEND} --history "Toy Story" "Heat (1995)" "Star Wars" -k 3': Run(
-        {'"Toy Story" "Heat (1995)" "Star Wars"': '"The Star Old 59" i7'}, prints="| 3 "
+    f'{RECOMMEND} --history "Toy Story" "Heat (1995)" "Pulp Fiction" -k 3': Run(
+        {'"Toy Story" "Heat (1995)" "Pulp Fiction"': '"The Star Old 59" i7'}, prints="| 3 "
     ),
     f"{RECOMMEND} --history 1 50 --candidates 172 181": Run(
         {"1 50": "i1 i50", "172 181": "i17 i18"}, prints="i18"
