@@ -90,6 +90,7 @@ def run_cell(cell: dict[str, Any], data: str, work: Path) -> tuple[dict[str, Any
         "valid": valid_result,
         "test": report.retriever if report.llamarec is None else report.llamarec,
         "test_retriever": report.retriever,
+        "test_evidence": report.evidence,
         "test_ranker": report.ranker,
         "retrieved": report.llamarec_on_retrieved or report.retriever_on_retrieved,
         "retrieved_retriever": report.retriever_on_retrieved,

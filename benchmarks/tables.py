@@ -20,6 +20,11 @@ from recbole_llamarec.evaluation import paired_test
 
 HERE = Path(__file__).resolve().parent
 PAPER = "LlamaRec 2023"
+STAGES = {"evidence": "without its language model", "ranker": "its ranker alone"}
+COMPARED = (
+    ("llamarec", "evidence", "LlamaRec - the same without its language model"),
+    ("ranker", "retriever", "its ranker alone - retriever"),
+)
 Results = Mapping[str, Mapping[str, Any]]
 Cells = list[Mapping[str, Any]]
 
@@ -93,9 +98,11 @@ def rows_of(suite: Suite, results: Results, key: str, table: str) -> list[Row]:
                 notes_of(cells),
             )
         )
-        if key == "test" and all(cell.get("test_ranker") for cell in cells):  # they are fused
-            alone = {metric: [cell["test_ranker"][metric] for cell in cells] for metric in metrics}
-            rows.append(Row(dataset, f"{model}: its ranker alone", alone, {}, notes_of(cells)))
+        for stage, name in STAGES.items() if key == "test" else ():
+            part = f"test_{stage}"
+            if all(cell.get(part) for cell in cells):  # they are fused
+                of_stage = {metric: [cell[part][metric] for cell in cells] for metric in metrics}
+                rows.append(Row(dataset, f"{model}: {name}", of_stage, {}, notes_of(cells)))
     return rows
 
 
@@ -121,13 +128,16 @@ def read_published() -> dict[str, Any]:
 # --- significance -------------------------------------------------------------------------------
 
 
-def significance(cells: Cells, out: Path, stage: str = "llamarec") -> dict[str, dict[str, float]]:
-    """LlamaRec against its retriever: each user's metrics, averaged over seeds, in a paired test.
+def significance(
+    cells: Cells, out: Path, stage: str = "llamarec", before: str = "retriever"
+) -> dict[str, dict[str, float]]:
+    """One stage against another: each user's metrics, averaged over seeds, in a paired test.
 
     Args:
         cells: LlamaRec's results on one data set.
         out: folder of results.
-        stage: ``llamarec``, or ``ranker`` for the ranker alone where they are fused.
+        stage: ``llamarec``, or one of :data:`STAGES`.
+        before: what it is compared with, ``retriever`` or ``evidence``.
 
     Returns:
         for each metric the mean difference and the two-sided paired t-test's p; nothing where a
@@ -137,13 +147,13 @@ def significance(cells: Cells, out: Path, stage: str = "llamarec") -> dict[str, 
     if not all(file.is_file() for file in files):
         return {}
     tables = [pd.read_csv(file, dtype={"user_id": str, "item_id": str}) for file in files]
+    if not all({f"{stage}_rank", f"{before}_rank"} <= set(table) for table in tables):
+        return {}
     users = pd.concat(tables).groupby("user_id").mean(numeric_only=True)
     result = {}
     for metric in cells[0]["test"]:
-        if f"{stage}_{metric}" not in users:
-            return {}
-        before, after = users[f"retriever_{metric}"], users[f"{stage}_{metric}"]
-        difference, p_value = paired_test(before, after)
+        pair = users[f"{before}_{metric}"], users[f"{stage}_{metric}"]
+        difference, p_value = paired_test(*pair)
         result[metric] = {"difference": difference, "p": p_value, "users": len(users)}
     return result
 
@@ -192,8 +202,9 @@ def markdown_significance(suite: Suite, results: Results, out: Path) -> str:
         if tests:
             users = next(iter(tests.values()))["users"]
             head, columns = ["metric", "LlamaRec - retriever", "p"], [tests]
-            if alone := significance(cells, out, "ranker"):
-                head, columns = [*head, "its ranker alone - retriever", "p"], [tests, alone]
+            for stage, before, name in COMPARED:
+                if others := significance(cells, out, stage, before):
+                    head, columns = [*head, name, "p"], [*columns, others]
             body = [
                 [metric, *(text for of in columns for text in _difference(of[metric]))]
                 for metric in tests

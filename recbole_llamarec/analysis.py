@@ -15,9 +15,19 @@ from tabulate import tabulate
 
 from recbole_llamarec.evaluation import rank_metrics
 
-STAGES = {"retriever": "retriever", "ranker": "ranker alone", "llamarec": "LlamaRec"}
+STAGES = {
+    "retriever": "retriever",
+    "evidence": "retriever and evidence",
+    "ranker": "ranker alone",
+    "llamarec": "LlamaRec",
+}
 RANK_EDGES = (1, 2, 4, 6, 11)
-COLOURS = {"retriever": "#888888", "ranker alone": "#1f77b4", "LlamaRec": "#d62728"}
+COLOURS = {
+    "retriever": "#888888",
+    "retriever and evidence": "#2ca02c",
+    "ranker alone": "#1f77b4",
+    "LlamaRec": "#d62728",
+}
 GROUPINGS = {
     "retriever_rank": "rank of the target by the retriever",
     "history_length": "items in the history",

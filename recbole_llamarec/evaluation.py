@@ -52,6 +52,36 @@ def best_first_of(scores: torch.Tensor) -> torch.Tensor:
     return torch.argsort(scores, dim=1, descending=True, stable=True)
 
 
+@dataclass(frozen=True)
+class CandidateScores:
+    """What is known of the candidates of some rows, by the retriever and beyond it.
+
+    Attributes:
+        retriever: the retriever's scores, ``[R, K]`` on the CPU, as all of them.
+        evidence: what counts of other users' choices say; ``None`` where they are not fused.
+        ranker: the ranker's log-probabilities; ``None`` where it is not asked.
+    """
+
+    retriever: torch.Tensor
+    evidence: torch.Tensor | None = None
+    ranker: torch.Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[CandidateScores], n_candidates: int) -> CandidateScores:
+        """Those of several batches, one behind the other."""
+        columns = [
+            [getattr(part, name) for part in parts] for name in ("retriever", "evidence", "ranker")
+        ]
+        if not parts:
+            return cls(*[torch.empty(0, n_candidates)] * len(columns))
+        return cls(*[None if column[0] is None else torch.cat(column) for column in columns])
+
+    def rows(self, places: Sequence[int]) -> CandidateScores:
+        """Those of some rows."""
+        of_all = (self.retriever, self.evidence, self.ranker)
+        return CandidateScores(*[None if part is None else part[places] for part in of_all])
+
+
 @dataclass
 class EvaluationPass:
     """How one pass over evaluation data is scored, and what it notes down, batch by batch.
@@ -59,18 +89,18 @@ class EvaluationPass:
     R rows of a batch are ranked; K candidates.
 
     Attributes:
-        rerank: whether the ranker takes part.
+        rerank: whether candidates are put into the final order.
         skip_misses: leave rows alone whose target is not among the candidates; no metric that
             depends on the target's rank alone can change there.
         show_progress: show a progress bar over prompts.
         targets: user and target item of every row, ``[rows, 2]``.
         ranks: the target's rank in every row's final order, from 1, ``[rows]``.
+        evidence_ranks: the same by the retriever and the evidence, without the ranker.
         ranker_ranks: the same by the ranker alone, without fusion.
-        is_ranked: whether the ranker has read each row, ``[rows]``.
-        retriever_scores, ranker_scores: of the candidates of the rows that were ranked, in the
-            retriever's order, ``[R, K]``.
+        is_ranked: whether each row's candidates were put into the final order, ``[rows]``.
+        scores: of the candidates of those rows, in the retriever's order.
         places: the target's place among those candidates, ``[R]``; K where it is none of them.
-        shown: how the rows that were ranked were shown, ``[R, 3]``: the place of the ranker's first
+        shown: how the rows that the ranker has read were shown, ``[R, 3]``: the place of its first
             choice, that of the target (K where it is no candidate), and the first choice itself.
         pools: their candidates, items in the retriever's order, ``[R, K]``.
         orders: columns of the candidates as the prompts show them, ``[R, K]``.
@@ -81,10 +111,10 @@ class EvaluationPass:
     show_progress: bool
     targets: list[torch.Tensor] = field(default_factory=list)
     ranks: list[torch.Tensor] = field(default_factory=list)
+    evidence_ranks: list[torch.Tensor] = field(default_factory=list)
     ranker_ranks: list[torch.Tensor] = field(default_factory=list)
     is_ranked: list[torch.Tensor] = field(default_factory=list)
-    retriever_scores: list[torch.Tensor] = field(default_factory=list)
-    ranker_scores: list[torch.Tensor] = field(default_factory=list)
+    scores: list[CandidateScores] = field(default_factory=list)
     places: list[torch.Tensor] = field(default_factory=list)
     shown: list[torch.Tensor] = field(default_factory=list)
     pools: list[torch.Tensor] = field(default_factory=list)
@@ -100,6 +130,7 @@ class EvaluationPass:
         self.targets.append(torch.stack([users, targets], 1).cpu())
         ranks = 1 + (order == targets.unsqueeze(1)).int().argmax(1).cpu()  # [rows]
         self.ranks.append(ranks)
+        self.evidence_ranks.append(ranks.clone())
         self.ranker_ranks.append(ranks.clone())
         self.is_ranked.append(torch.zeros(len(ranks), dtype=torch.bool))
 
@@ -109,9 +140,9 @@ class EvaluationPass:
         targets: torch.Tensor,
         candidates: torch.Tensor,
         shown: torch.Tensor,
-        by_retriever: torch.Tensor,
-        by_ranker: torch.Tensor,
+        scores: CandidateScores,
         best_first: torch.Tensor,
+        without_ranker: torch.Tensor,
     ) -> None:
         """Note how those rows of the batch came out that were ranked; all on the CPU.
 
@@ -120,27 +151,27 @@ class EvaluationPass:
             targets: ``[R]``.
             candidates: items in the retriever's order, ``[R, K]``.
             shown: columns of the candidates as the prompts show them, ``[R, K]``.
-            by_retriever, by_ranker: scores, ``[R, K]``.
+            scores: of the candidates.
             best_first: columns in the final order, ``[R, K]``.
+            without_ranker: columns in the order that the candidates have without it, ``[R, K]``.
         """
         self.is_ranked[-1][rows] = True
         places = _place_of(candidates == targets.unsqueeze(1))  # [R]
         found = (places < candidates.shape[1]).nonzero().squeeze(1)
-        for ranks, order in (
-            (self.ranks[-1], best_first),
-            (self.ranker_ranks[-1], best_first_of(by_ranker)),
-        ):
+        orders = [(self.ranks[-1], best_first), (self.evidence_ranks[-1], without_ranker)]
+        if scores.ranker is not None:
+            orders.append((self.ranker_ranks[-1], best_first_of(scores.ranker)))
+            first = scores.ranker.argmax(1, keepdim=True)  # [R, 1]
+            columns = [
+                _place_of(shown == first),
+                _place_of(shown == places.unsqueeze(1)),
+                candidates.gather(1, first).squeeze(1),
+            ]
+            self.shown.append(torch.stack(columns, 1))
+        for ranks, order in orders:
             position = _place_of(order == places.unsqueeze(1))  # [R]
             ranks[rows[found]] = 1 + position[found]
-        first = by_ranker.argmax(1, keepdim=True)  # [R, 1]
-        columns = [
-            _place_of(shown == first),
-            _place_of(shown == places.unsqueeze(1)),
-            candidates.gather(1, first).squeeze(1),
-        ]
-        self.shown.append(torch.stack(columns, 1))
-        self.retriever_scores.append(by_retriever)
-        self.ranker_scores.append(by_ranker)
+        self.scores.append(scores)
         self.places.append(places)
         self.pools.append(candidates)
         self.orders.append(shown)
@@ -156,8 +187,9 @@ class StageResult:
     """One line of a report.
 
     Attributes:
-        key: ``retriever``, ``ranker`` (alone, where it is fused) or ``llamarec``; with
-            ``_retrieved`` behind it over the rows whose target was retrieved.
+        key: ``retriever``, ``evidence`` (with the retriever and without the ranker), ``ranker``
+            (alone, where it is fused) or ``llamarec``; with ``_retrieved`` behind it over the rows
+            whose target was retrieved.
         name: for people.
         n_rows: rows that the metrics are over.
         metrics: by RecBole's names; none where there is no row.
@@ -205,10 +237,20 @@ class EvaluationReport:
     @property
     def ranker(self) -> Mapping[str, float] | None:
         """Metrics of the ranker's order without the retriever's scores; ``None`` without fusion."""
-        prefix = "ranker_"
+        return self._means("ranker")
+
+    @property
+    def evidence(self) -> Mapping[str, float] | None:
+        """Metrics of the retriever and the evidence without the ranker; ``None`` without it."""
+        return self._means("evidence")
+
+    def _means(self, stage: str) -> dict[str, float] | None:
+        """Metrics of a stage that RecBole's evaluator does not see, from the table of users."""
+        prefix = f"{stage}_"
         if prefix + "rank" not in self.users:
             return None
-        means = self.users.filter(like=prefix).drop(columns=prefix + "rank").mean()
+        columns = [name for name in self.users if name.startswith(prefix)]
+        means = self.users[columns].drop(columns=prefix + "rank").mean()
         return {name.removeprefix(prefix): value for name, value in means.items()}
 
     @property
@@ -222,6 +264,7 @@ class EvaluationReport:
         of_retriever, of_llamarec = self.retriever_on_retrieved, self.llamarec_on_retrieved
         lines = (
             ("retriever", self.retriever_name, self.n_rows, self.retriever),
+            ("evidence", f"{self.retriever_name} and evidence", self.n_rows, self.evidence),
             ("ranker", "its ranker alone", self.n_rows, self.ranker),
             ("llamarec", "LlamaRec", self.n_rows, self.llamarec),
             ("retriever_retrieved", retrieved, self.n_retrieved, of_retriever),
@@ -259,13 +302,18 @@ class EvaluationReport:
         return f"{table}\n{self.caption()}"
 
     def compared(self, metric: str) -> str:
-        """LlamaRec against its retriever in one metric, with a paired test over users, as text."""
-        retriever, llamarec = self.users[f"retriever_{metric}"], self.users[f"llamarec_{metric}"]
-        difference, p_value = paired_test(retriever, llamarec)
-        return (
-            f"LlamaRec - {self.retriever_name}: {metric} {difference:+.4f}, paired t-test over "
-            f"{len(self.users)} rows p = {p_value:.2g}"
-        )
+        """LlamaRec against what it begins with in one metric, with paired tests over users, as text.
+
+        With evidence in the fusion there is a second test, of what the ranker adds to both.
+        """
+        others = {"retriever": self.retriever_name, "evidence": f"{self.retriever_name} and evidence"}
+        found = []
+        for stage, name in others.items():
+            if f"{stage}_{metric}" in self.users:
+                before, after = self.users[f"{stage}_{metric}"], self.users[f"llamarec_{metric}"]
+                difference, p_value = paired_test(before, after)
+                found.append(f"LlamaRec - {name}: {metric} {difference:+.4f}, p = {p_value:.2g}")
+        return f"{'; '.join(found)} (paired t-test over {len(self.users)} rows)"
 
 
 def rank_metrics(ranks: np.ndarray, metrics: Sequence[str], topk: Sequence[int]) -> pd.DataFrame:
@@ -318,7 +366,7 @@ def user_table(
     Args:
         users, items: tokens of each row's user and target.
         ranks: the target's rank in each row, from 1, by stage (``retriever``, ``llamarec``; with
-            fusion also ``ranker``, the ranker alone).
+            fusion also ``ranker``, the ranker alone, and ``evidence``, all but the ranker).
         metrics, topk: as RecBole's configuration has them.
 
     Returns:

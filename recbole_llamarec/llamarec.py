@@ -13,7 +13,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from recbole_llamarec.data.samples import SeenItems
-from recbole_llamarec.evaluation import EvaluationPass, best_first_of
+from recbole_llamarec.evaluation import CandidateScores, EvaluationPass, best_first_of
 from recbole_llamarec.fusion import fused
 from recbole_llamarec.ranking.adapter import (
     LoraSettings,
@@ -67,8 +67,10 @@ class LlamaRec(SequentialRecommender):
 
     Attributes:
         fusion_weight: of the ranker beside the retriever; ``None`` leaves the retriever out.
+        evidence_weight: of the evidence beside both, 0 where it takes no part.
+        evidence_weight_alone: of the evidence beside the retriever without the ranker.
         item_counts: how often each item is a target in training, int64 ``[n_items]``.
-        neighbours: what followed each item in training, where prompts show it (evidence_items).
+        neighbours: what followed each item in training, where it is used (evidence_items).
     """
 
     input_type = InputType.POINTWISE
@@ -86,7 +88,7 @@ class LlamaRec(SequentialRecommender):
             np.asarray(dataset.inter_feat[self.ITEM_ID]), minlength=self.n_items
         )
         self.neighbours: Neighbours | None = None
-        if self.settings.shows_evidence:
+        if self.settings.shows_evidence or self.settings.fuses_evidence:
             sequences = training_sequences(
                 *(
                     np.asarray(dataset.inter_feat[field])
@@ -105,6 +107,7 @@ class LlamaRec(SequentialRecommender):
         self._pass: EvaluationPass | None = None
         fusion = self.settings.rerank_fusion
         self.fusion_weight: float | None = None if fusion in (None, "auto") else float(fusion)
+        self.evidence_weight = self.evidence_weight_alone = 0.0
 
     def _check_catalogue(self) -> None:
         longest = self.seen.most + 1  # at test time, the validation item is history too
@@ -128,6 +131,11 @@ class LlamaRec(SequentialRecommender):
     def ranker_has_a_say(self) -> bool:
         """Whether the ranker can change the final order: it is there, and its weight is not 0."""
         return self.is_ranker_attached and self.fusion_weight != 0
+
+    @property
+    def changes_order(self) -> bool:
+        """Whether the final order can be another than the retriever's."""
+        return self.ranker_has_a_say or bool(self.evidence_weight)
 
     @property
     def ranker(self) -> AnyRanker:
@@ -163,6 +171,7 @@ class LlamaRec(SequentialRecommender):
         return {
             "adapter": adapter,
             "fusion_weight": self.fusion_weight,
+            "evidence_weights": [self.evidence_weight, self.evidence_weight_alone],
             "label_prior": label_prior,
         }
 
@@ -174,6 +183,8 @@ class LlamaRec(SequentialRecommender):
         self._saved_label_prior = para.get("label_prior")
         if self.settings.rerank_fusion == "auto":
             self.fusion_weight = para.get("fusion_weight")
+            weights = para.get("evidence_weights", (0.0, 0.0))
+            self.evidence_weight, self.evidence_weight_alone = weights
         if self._ranker is not None:
             load_adapter_state(self._ranker.model, self._saved_adapter["state"])
             if isinstance(self._ranker, Ranker):
@@ -215,14 +226,13 @@ class LlamaRec(SequentialRecommender):
                 sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
                 histories = histories_of(sequences, lengths, rows)
                 shown = self._shown_order(users[rows], pool.shape[1])  # [R, K]
-                by_retriever = scores[rows].gather(1, pool).cpu()  # [R, K]
-                by_ranker = self.score_candidates(histories, pool.cpu(), shown)  # [R, K]
-                best_first = best_first_of(self.final_scores(by_retriever, by_ranker))  # [R, K]
+                found = self.all_scores(scores[rows].gather(1, pool), histories, pool, shown)
+                best_first = best_first_of(self.final_scores(found))  # [R, K]
                 order[rows, : pool.shape[1]] = pool.gather(1, best_first.to(pool.device))
                 if noted is not None:
                     targets = interaction[self.ITEM_ID][rows].cpu()  # [R]
-                    by_stage = (by_retriever, by_ranker, best_first)
-                    noted.note_ranked(rows.cpu(), targets, pool.cpu(), shown, *by_stage)
+                    orders = best_first, best_first_of(self.scores_without_ranker(found))
+                    noted.note_ranked(rows.cpu(), targets, pool.cpu(), shown, found, *orders)
             return scores_from_order(order)
         except NotImplementedError as error:  # RecBole would fall back to item-by-item scoring
             raise RuntimeError(f"LlamaRec cannot score this batch: {error}") from error
@@ -262,14 +272,35 @@ class LlamaRec(SequentialRecommender):
         return ranked_items(scores, masked), scores
 
     def _rows_to_rank(self, interaction, candidates: torch.Tensor) -> torch.Tensor:
-        """Rows that the ranker reads, as indices; none where it has no weight in the result."""
-        is_ranked = torch.full((len(candidates),), self.ranker_has_a_say)  # [B]
+        """Rows whose candidates are put into another order, as indices."""
+        is_ranked = torch.full((len(candidates),), self.changes_order)  # [B]
         if self._pass is not None:
             is_ranked &= self._pass.rerank
             if self._pass.skip_misses:
                 target = interaction[self.ITEM_ID].unsqueeze(1)  # [B, 1]
                 is_ranked &= (candidates == target).any(1).cpu()  # [B]
         return is_ranked.nonzero().squeeze(1).to(candidates.device)
+
+    def all_scores(
+        self,
+        by_retriever: torch.Tensor,
+        histories: list[list[int]],
+        candidates: torch.Tensor,
+        shown: torch.Tensor | None = None,
+    ) -> CandidateScores:
+        """What is known of candidates, by each stage that has a say.
+
+        Args:
+            by_retriever: scores, ``[R, K]``.
+            histories, shown: as :meth:`score_candidates` takes them.
+            candidates: item ids, int64 ``[R, K]``.
+        """
+        pools = candidates.cpu()
+        evidence = None
+        if self.neighbours is not None and self.settings.fuses_evidence:
+            evidence = torch.from_numpy(self.neighbours.scores(histories, pools.numpy()))
+        ranker = self.score_candidates(histories, pools, shown) if self.ranker_has_a_say else None
+        return CandidateScores(by_retriever.cpu(), evidence, ranker)
 
     def score_candidates(
         self,
@@ -308,19 +339,20 @@ class LlamaRec(SequentialRecommender):
                 no evidence; ``None`` otherwise.
         """
         recent = list(history[max(0, len(history) - self.settings.prompt_max_history) :])
-        if self.neighbours is None:
+        if self.neighbours is None or not self.settings.shows_evidence:
             return recent
         return self.neighbours.before(history, candidates, user) + recent
 
-    def final_scores(self, by_retriever: torch.Tensor, by_ranker: torch.Tensor) -> torch.Tensor:
-        """Final scores of candidates: the ranker's, or both stages' where they are fused.
+    def final_scores(self, scores: CandidateScores) -> torch.Tensor:
+        """Final scores of candidates, ``[R, K]``: the ranker's, or all that are fused."""
+        if self.fusion_weight is None and scores.ranker is not None:
+            return scores.ranker
+        ranker = [(scores.ranker, self.fusion_weight or 0.0)]
+        return _fused(scores, [(scores.evidence, self.evidence_weight), *ranker])
 
-        Args:
-            by_retriever, by_ranker: scores and log-probabilities, ``[R, K]`` on the CPU.
-        """
-        if self.fusion_weight is None:
-            return by_ranker
-        return torch.from_numpy(fused(by_retriever.numpy(), by_ranker.numpy(), self.fusion_weight))
+    def scores_without_ranker(self, scores: CandidateScores) -> torch.Tensor:
+        """Scores of candidates as they would be without a language model, ``[R, K]``."""
+        return _fused(scores, [(scores.evidence, self.evidence_weight_alone)])
 
     def _shown_order(self, users: torch.Tensor, n_candidates: int) -> torch.Tensor:
         """The order in which each user's prompt shows the candidates, ``[users, K]``."""
@@ -396,6 +428,15 @@ def build_ranker(
         settings.llm_batch_tokens,
         settings.rerank_permutations,
     )
+
+
+def _fused(
+    scores: CandidateScores, others: Sequence[tuple[torch.Tensor | None, float]]
+) -> torch.Tensor:
+    """The retriever's scores fused with others that there are, each with its weight."""
+    known = [(opinion.numpy(), weight) for opinion, weight in others if opinion is not None]
+    opinions, weights = [opinion for opinion, _ in known], [weight for _, weight in known]
+    return torch.from_numpy(fused(scores.retriever.numpy(), opinions, weights))
 
 
 def histories_of(

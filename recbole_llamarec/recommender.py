@@ -28,8 +28,9 @@ class Recommendation:
         text: its title, as the prompt shows it where there is one.
         rank: in the result, from 1.
         score: final score among the candidates, higher is better; ``None`` behind them, and where
-            the ranker was not called.
-        probability: the ranker's, among the candidates; ``None`` likewise.
+            the order is the retriever's.
+        probability: the ranker's, among the candidates; ``None`` likewise, and where the ranker was
+            not called.
         retriever_rank: rank in the catalogue by the retriever alone; ``None`` for candidates that
             were given, which it does not see.
     """
@@ -127,16 +128,21 @@ class Recommender:
         order, scores = model.retrieve_with_scores(interaction, seen, rows)  # [B, N] both
         order, scores = order.cpu(), scores.cpu()
         final = order.clone()
-        details: list[dict[int, tuple[float, float]]] = [{} for _ in ids]
-        if model.ranker_has_a_say:
+        details: list[dict[int, tuple[float, float | None]]] = [{} for _ in ids]
+        if model.changes_order:
             candidates = order[:, :n_candidates]  # [B, K]
-            by_ranker = model.score_candidates(ids, candidates)  # [B, K]
-            by_both = model.final_scores(scores.gather(1, candidates), by_ranker)  # [B, K]
-            best_first = best_first_of(by_both)  # [B, K]
+            by_stage = model.all_scores(scores.gather(1, candidates), ids, candidates)
+            by_all = model.final_scores(by_stage)  # [B, K]
+            best_first = best_first_of(by_all)  # [B, K]
             final[:, :n_candidates] = candidates.gather(1, best_first)
+            no_probability = [[None] * n_candidates for _ in ids]
+            is_read = by_stage.ranker is not None
+            probabilities = by_stage.ranker.exp().tolist() if is_read else no_probability
             details = [
-                {int(i): (float(s), float(p)) for i, s, p in zip(*row, strict=True)}
-                for row in zip(candidates, by_both, by_ranker.exp(), strict=True)
+                dict(zip(items, zip(found, row, strict=True), strict=True))
+                for items, found, row in zip(
+                    candidates.tolist(), by_all.tolist(), probabilities, strict=True
+                )
             ]
         retrieved = order[:, : max(k, n_candidates)].tolist()  # no other can be in the result
         return [
@@ -180,7 +186,7 @@ class Recommender:
         self,
         items: list[int],
         retrieved: list[int],
-        details: Mapping[int, tuple[float, float]],
+        details: Mapping[int, tuple[float, float | None]],
     ) -> list[Recommendation]:
         places = {item: place for place, item in enumerate(retrieved, start=1)}
         texts = self.texts

@@ -47,6 +47,7 @@ _LABELS = (
 
 SHIPPED_ADAPTER = Path(__file__).parent / "adapters" / "evidence-reader"
 LIKELIHOOD_LOSSES = ("titles", "evidence")  # beside label, which both methods have
+FUSED_METHODS = ("verbalizer", "likelihood")  # those that give log-probabilities
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "exact_chronology": _SWITCH,
     "item_text_format": _TEXT,
@@ -65,6 +66,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a number above 0",
     ),
     "evidence_items": _whole(0),
+    "evidence_use": (lambda value: value in ("fusion", "prompt"), "fusion or prompt"),
     "evidence_followers": _whole(1),
     "generate_instruction": _TEXT,
     "rerank_candidates": _whole(2),
@@ -124,6 +126,7 @@ class LlamaRecSettings:
     likelihood_heading: str
     likelihood_temperature: float
     evidence_items: int
+    evidence_use: str
     evidence_followers: int
     generate_instruction: str
     rerank_candidates: int
@@ -163,7 +166,14 @@ class LlamaRecSettings:
     @property
     def shows_evidence(self) -> bool:
         """Whether prompts show what followed the history's last items."""
-        return self.ranking_method == "likelihood" and self.evidence_items > 0
+        is_read = self.ranking_method == "likelihood" and self.evidence_use == "prompt"
+        return is_read and self.evidence_items > 0
+
+    @property
+    def fuses_evidence(self) -> bool:
+        """Whether what followed the history's last items is a score of its own."""
+        is_fitted = self.rerank_fusion == "auto" and self.ranking_method in FUSED_METHODS
+        return is_fitted and self.evidence_use == "fusion" and self.evidence_items > 0
 
     @property
     def has_ranker(self) -> bool:
@@ -275,12 +285,12 @@ def _candidate_errors(config) -> list[str]:
             "set it to ~."
         )
     errors += _likelihood_errors(config)
-    reads_evidence = method == "likelihood" and config["evidence_items"]
+    reads_evidence = method == "likelihood" and _shows_evidence(config)
     is_embedded = config["llm_name_or_path"] == EMBEDDED
     if config["lora_adapter"] == "shipped" and not (reads_evidence and is_embedded):
         errors.append(
             "lora_adapter: 'shipped' is for llm_name_or_path: embedded with ranking_method: "
-            "likelihood and evidence_items; set it to ~."
+            "likelihood, evidence_items of 1 or more and evidence_use: prompt; set it to ~."
         )
     return errors
 
@@ -304,9 +314,15 @@ def _likelihood_errors(config) -> list[str]:
             f"train_loss: {loss!r} is for labels; with ranking_method: likelihood set it to label "
             "(the target among the candidates), titles (every title of the history) or evidence."
         )
-    if loss == "evidence" and not config["evidence_items"]:
-        errors.append("train_loss: 'evidence' needs evidence_items of 1 or more.")
+    if loss == "evidence" and not _shows_evidence(config):
+        errors.append(
+            "train_loss: 'evidence' needs evidence_items of 1 or more and evidence_use: prompt."
+        )
     return errors
+
+
+def _shows_evidence(config) -> bool:
+    return bool(config["evidence_items"]) and config["evidence_use"] == "prompt"
 
 
 def report_unknown_keys(given: Iterable[str], known: Iterable[str]) -> list[str]:

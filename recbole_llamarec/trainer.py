@@ -16,6 +16,7 @@ from recbole.utils import calculate_valid_score, early_stopping, init_seed
 from tqdm import tqdm
 
 from recbole_llamarec.evaluation import (
+    CandidateScores,
     EvaluationPass,
     EvaluationReport,
     RecordingEvaluator,
@@ -24,7 +25,7 @@ from recbole_llamarec.evaluation import (
     ranks_of,
     user_table,
 )
-from recbole_llamarec.fusion import fit_fusion, fused
+from recbole_llamarec.fusion import Fusion, fit_fusion, fused
 from recbole_llamarec.ranking.adapter import adapter_state, load_adapter_state, save_adapter
 from recbole_llamarec.ranking.likelihood import LikelihoodRanker
 from recbole_llamarec.ranking.tuning import (
@@ -249,34 +250,43 @@ class LlamaRecTrainer(Trainer):
     def _fit_fusion(self, valid_data, show_progress: bool) -> None:
         """Fit the ranker's weight on validation rows; the best validation result is then fused."""
         subset = self._subset(valid_data, self.settings.rerank_fusion_rows)
-        self.model.fusion_weight = None
+        self.model.fusion_weight, self.model.evidence_weight = None, 0.0
         with self.model.evaluating(
             rerank=True, skip_misses=True, show_progress=show_progress
         ) as noted:
             super().evaluate(subset, load_best_model=False)
         found = self._gathered(noted)
-        fusion = fit_fusion(found["retriever"], found["ranker"], found["places"])
+        stages = found["retriever"], found["ranker"], found["places"], found.get("evidence")
+        fusion = fit_fusion(*stages)
         self.model.fusion_weight, self.journal.fusion = fusion.weight, fusion
-        self.logger.info(fusion.summary())
+        if fusion.evidence is not None:
+            self.model.evidence_weight = fusion.evidence.weight
+            self.model.evidence_weight_alone = fusion.evidence.without_ranker
+        for line in fusion.summary().splitlines():
+            self.logger.info(line)
         if not only_rank_metrics([self.valid_metric.split("@")[0]]):
             return
-        results = self._results_by_stage(found, fusion.weight)
+        results = self._results_by_stage(found, fusion)
         line = ", ".join(f"{k} {v[self.valid_metric.lower()]:.4f}" for k, v in results.items())
         self.logger.info(f"{self.valid_metric} on {len(found['ranks'])} validation rows: {line}")
         self.best_valid_result = {**(self.best_valid_result or {}), **results["fused"]}
         self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
 
     def _results_by_stage(
-        self, found: Mapping[str, np.ndarray], weight: float
+        self, found: Mapping[str, np.ndarray], fusion: Fusion
     ) -> dict[str, dict[str, float]]:
-        """Metrics over the rows of a pass in the order of each stage and of both."""
-        scores = fused(found["retriever"], found["ranker"], weight)
+        """Metrics over the rows of a pass in the order of each stage and of all."""
+        orders = {"retriever": found["retriever"], "ranker": found["ranker"]}
+        opinions, weights = [found["ranker"]], [fusion.weight]
+        if fusion.evidence is not None:
+            evidence = found["evidence"]
+            alone = [fusion.evidence.without_ranker]
+            orders["with evidence"] = fused(found["retriever"], [evidence], alone)
+            opinions, weights = [evidence, *opinions], [fusion.evidence.weight, *weights]
+        orders["fused"] = fused(found["retriever"], opinions, weights)
         results = {}
-        for name, ranks in {
-            "retriever": found["places"] + 1,
-            "ranker": ranks_of(found["ranker"], found["places"]),
-            "fused": ranks_of(scores, found["places"]),
-        }.items():
+        for name, scores in orders.items():
+            ranks = ranks_of(scores, found["places"])
             of_all = found["ranks"].copy()
             of_all[of_all <= self.settings.rerank_candidates] = ranks
             columns = rank_metrics(of_all, self.config["metrics"], self.config["topk"])
@@ -285,14 +295,16 @@ class LlamaRecTrainer(Trainer):
 
     def _gathered(self, noted) -> dict[str, np.ndarray]:
         """What a pass has noted of the rows that were ranked, of all processes together."""
-        n_candidates = self.settings.rerank_candidates
+        scores = CandidateScores.joined(noted.scores, self.settings.rerank_candidates)
         found = {
-            "retriever": [*noted.retriever_scores, torch.empty(0, n_candidates)],
-            "ranker": [*noted.ranker_scores, torch.empty(0, n_candidates)],
-            "places": [*noted.places, torch.empty(0, dtype=torch.int64)],
-            "ranks": noted.ranks,
+            "retriever": scores.retriever,
+            "ranker": scores.ranker,
+            "places": torch.cat([*noted.places, torch.empty(0, dtype=torch.int64)]),
+            "ranks": torch.cat(noted.ranks),
         }
-        arrays = {name: torch.cat(parts).numpy() for name, parts in found.items()}
+        if self.settings.fuses_evidence:
+            found["evidence"] = scores.evidence
+        arrays = {name: values.numpy() for name, values in found.items()}
         if not self._is_distributed:
             return arrays
         of_all: list = [None] * self.config["world_size"]
@@ -368,6 +380,8 @@ class LlamaRecTrainer(Trainer):
                 self.model.evaluating(rerank=True, **options) as last,
             ):
                 llamarec = super().evaluate(eval_data, False, None, show_progress)
+            if self.settings.fuses_evidence:
+                ranks["evidence"] = torch.cat(last.evidence_ranks).numpy()
             if self.model.fusion_weight:
                 ranks["ranker"] = torch.cat(last.ranker_ranks).numpy()
             ranks["llamarec"] = torch.cat(last.ranks).numpy()

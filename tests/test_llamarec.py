@@ -250,7 +250,9 @@ def test_the_checkpoint_has_no_base_weights(trained):
 
     checkpoint = load_checkpoint(trained.checkpoint)
     assert all(key.startswith("retriever.") for key in checkpoint["state_dict"])
-    assert set(checkpoint["other_parameter"]) == {"adapter", "fusion_weight", "label_prior"}
+    assert set(checkpoint["other_parameter"]) == {
+        *("adapter", "fusion_weight", "evidence_weights", "label_prior"),
+    }
     assert trained.checkpoint.stat().st_size < 2_000_000
 
 

@@ -85,6 +85,11 @@ def test_the_papers_ranker_is_the_papers():
             {"ranking_method": "likelihood", "train_loss": "evidence", "evidence_items": 0},
             ["train_loss", "evidence_items"],
         ),
+        (
+            {"ranking_method": "likelihood", "train_loss": "evidence"},
+            ["train_loss", "evidence_use: prompt"],
+        ),
+        ({"evidence_use": "letters"}, ["evidence_use: 'letters'", "fusion or prompt"]),
         ({"ranking_method": "likelihood", "train_loss": "ranknet"}, ["train_loss", "titles"]),
         ({"ranking_method": "likelihood", "rerank_permutations": 2}, ["rerank_permutations: 2"]),
         ({"likelihood_temperature": 0}, ["likelihood_temperature", "above 0"]),

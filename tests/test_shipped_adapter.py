@@ -75,10 +75,15 @@ def test_it_is_used_where_it_is_asked_for(settings):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"evidence_items": 0}, {"ranking_method": "verbalizer"}, {"llm_name_or_path": "org/other"}],
+    [
+        {"evidence_items": 0},
+        {"evidence_use": "fusion"},
+        {"ranking_method": "verbalizer"},
+        {"llm_name_or_path": "org/other"},
+    ],
 )
 def test_it_is_refused_where_it_does_not_fit(workdir, changes):
-    given = {"lora_adapter": "shipped"} | changes
+    given = {"lora_adapter": "shipped", "evidence_use": "prompt"} | changes
     config = Config(model="LlamaRec", dataset="ml-100k", config_dict=given)
     with pytest.raises(ValueError, match="lora_adapter: 'shipped' is for"):
         LlamaRecSettings.from_config(config)

@@ -21,7 +21,7 @@ from recbole.utils import get_model, get_trainer
 import recbole_llamarec.trainer as trainer_module
 from recbole_llamarec import LlamaRec, LRURec
 from recbole_llamarec.analysis import describe
-from recbole_llamarec.fusion import Fusion
+from recbole_llamarec.fusion import EvidenceFusion, Fusion
 from recbole_llamarec.ranking.tuning import learning_rate_factor
 from recbole_llamarec.recommender import Recommender
 from recbole_llamarec.registry import load_checkpoint
@@ -182,7 +182,8 @@ def test_the_retriever_alone_on_the_same_terms(tiny_run, trained, monkeypatch):
     [
         {"train_loss": "titles"},
         {"evidence_items": 2},
-        {"evidence_items": 2, "train_loss": "evidence"},
+        {"evidence_items": 2, "evidence_use": "prompt"},
+        {"evidence_items": 2, "evidence_use": "prompt", "train_loss": "evidence"},
     ],
 )
 def test_likelihood_is_tuned_fused_and_reloaded(tiny_run, options):
@@ -208,7 +209,12 @@ def test_likelihood_is_tuned_fused_and_reloaded(tiny_run, options):
 
 
 def test_evidence_comes_from_other_users_training_items_alone(tiny_run):
-    settings = {"ranking_method": "likelihood", "evidence_items": 3, "evidence_followers": 4}
+    settings = {
+        "ranking_method": "likelihood",
+        "evidence_items": 3,
+        "evidence_use": "prompt",
+        "evidence_followers": 4,
+    }
     config = Config(config_dict=tiny_run | settings)
     train, _, _ = data_preparation(config, create_dataset(config))
     model = LlamaRec(config, train.dataset)
@@ -239,7 +245,12 @@ def test_evidence_comes_from_other_users_training_items_alone(tiny_run):
 
 
 def test_targets_of_evidence_are_the_shares_of_the_followers(tiny_run):
-    settings = {"ranking_method": "likelihood", "evidence_items": 2, "train_loss": "evidence"}
+    settings = {
+        "ranking_method": "likelihood",
+        "evidence_items": 2,
+        "evidence_use": "prompt",
+        "train_loss": "evidence",
+    }
     config = Config(config_dict=tiny_run | settings)
     train, _, _ = data_preparation(config, create_dataset(config))
     model = LlamaRec(config, train.dataset)
@@ -324,12 +335,12 @@ def test_rows_that_were_ranked_say_how_they_were_shown(tiny_run):
 
 
 def test_the_weight_is_fitted_on_validation_and_saved(tiny_run, caplog, monkeypatch):
-    trainer, train, valid, test = trainer_of(
-        tiny_run | {"rerank_fusion": "auto", "rerank_label_prior_rows": 30}
-    )
+    settings = {"rerank_fusion": "auto", "rerank_label_prior_rows": 30, "evidence_items": 0}
+    trainer, train, valid, test = trainer_of(tiny_run | settings)
     fitted = []
 
-    def fit(retriever, ranker, places):
+    def fit(retriever, ranker, places, evidence):
+        assert evidence is None
         fitted.append((retriever, ranker, places))
         return Fusion(0.7, 0.1, 0.01, len(places))
 
@@ -354,9 +365,75 @@ def test_the_weight_is_fitted_on_validation_and_saved(tiny_run, caplog, monkeypa
     model = load_data_and_model(str(checkpoint_of(Path(tiny_run["checkpoint_dir"]))))[1]
     assert model.fusion_weight == 0.7
     assert torch.equal(model.ranker.label_prior, trainer.model.ranker.label_prior)
-    trainer, _, _, test = trainer_of(tiny_run | {"rerank_fusion": "auto"})
+    trainer, _, _, test = trainer_of(tiny_run | {"rerank_fusion": "auto", "evidence_items": 0})
     trainer.model = model
     assert trainer.evaluate(test, load_best_model=False) == final
+
+
+@pytest.mark.parametrize("method", ["verbalizer", "likelihood"])
+@pytest.mark.parametrize("ranker_weight", [0.7, 0.0])
+def test_evidence_is_fused_with_both_stages(tiny_run, caplog, monkeypatch, method, ranker_weight):
+    """In evaluation, after loading, and for new histories; what it does alone stands beside it."""
+    settings = {"ranking_method": method, "rerank_fusion": "auto", "evidence_items": 3}
+    trainer, train, valid, test = trainer_of(tiny_run | settings)
+    evidence_weight = 0.4 if ranker_weight else 0.5
+    fusion = Fusion(ranker_weight, 0.1, 0.01, 30, EvidenceFusion(evidence_weight, 0.5, 0.2, 0.001))
+    monkeypatch.setattr("recbole_llamarec.trainer.fit_fusion", lambda *stages: fusion)
+    with caplog.at_level("INFO"):
+        _, result = trainer.fit(train, valid)
+        if not ranker_weight:
+            monkeypatch.setattr(trainer.model.ranker, "rank", None)  # is not called
+        final = trainer.evaluate(test)
+    assert f"the evidence has weight {evidence_weight:.3f}" in caplog.text
+    report = trainer.report
+    assert "LRURec and evidence" in report.table() and "LRURec and evidence" in caplog.text
+    assert report.evidence != pytest.approx(report.retriever, abs=1e-6)
+    if not ranker_weight:
+        assert final == pytest.approx(report.evidence, abs=1e-4)
+    with trainer.model.evaluating(rerank=True, skip_misses=True, show_progress=False):
+        again = Trainer.evaluate(trainer, valid, load_best_model=False)
+    assert result["ndcg@10"] == pytest.approx(again["ndcg@10"], abs=1e-4)
+
+    checkpoint = checkpoint_of(Path(tiny_run["checkpoint_dir"]))
+    config, model, dataset, *_, test = load_data_and_model(str(checkpoint))
+    model.eval()
+    again = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    assert again.evaluate(test, load_best_model=False) == final
+    interaction, *_ = next(iter(test))
+    order = model.full_sort_predict(interaction).argsort(dim=1, descending=True)
+    histories = [
+        dataset.id2token(dataset.iid_field, row[:n].numpy()).tolist()
+        for row, n in zip(interaction["item_id_list"], interaction["item_length"], strict=True)
+    ]
+    users = dataset.id2token(dataset.uid_field, interaction["user_id"].numpy()).tolist()
+    found = Recommender(model, dataset).recommend(histories, 12, users)
+    for row, result in zip(order, found, strict=True):
+        assert [r.item for r in result] == dataset.id2token("item_id", row[:12].numpy()).tolist()
+        assert all((r.score is not None) == (r.rank <= 8) for r in result)
+        assert (result[0].probability is not None) == bool(ranker_weight)
+
+
+def test_the_evidences_scores_are_its_shares(tiny_run):
+    """By hand, from what the evaluation notes: the retriever's log-probabilities and the shares."""
+    settings = {"rerank_fusion": "auto", "evidence_items": 3, "epochs": 0}
+    trainer, train, valid, _ = trainer_of(tiny_run | settings)
+    trainer.fit(train, valid)
+    model = trainer.model
+    model.fusion_weight, model.evidence_weight = 0.0, 2.0
+    with model.evaluating(rerank=True, skip_misses=False, show_progress=False) as noted:
+        Trainer.evaluate(trainer, valid, load_best_model=False)
+    (scores,), (pools,), (targets,) = noted.scores, noted.pools, noted.targets
+    rows = valid.dataset.inter_feat
+    for place in range(0, len(pools), 5):
+        length = int(rows["item_length"][place])
+        history = rows["item_id_list"][place, :length].tolist()
+        shares = model.neighbours.summed_shares(history, pools[place].numpy())
+        assert scores.evidence[place].numpy() == pytest.approx(np.log(shares))
+        found = scores.retriever[place].log_softmax(0).double() + 2.0 * np.log(shares)
+        if (pools[place] == targets[place, 1]).any():
+            ahead = found > found[pools[place] == targets[place, 1]]
+            assert int(noted.ranks[0][place]) == 1 + int(ahead.sum())
+    assert scores.ranker is None and not noted.shown
 
 
 def test_with_weight_0_the_order_is_the_retrievers(tiny_run):

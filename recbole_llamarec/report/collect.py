@@ -54,6 +54,7 @@ def collect(
         masks_seen=settings.rerank_mask_seen,
         skips_misses=last.skip_misses,
         fusion_weight=model.fusion_weight,
+        evidence_weight=model.evidence_weight,
         fusion=journal.fusion,
         valid_metric=config["valid_metric"],
         valid_metric_bigger=config["valid_metric_bigger"],

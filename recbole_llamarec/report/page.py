@@ -82,7 +82,7 @@ def render(record: RunRecord, users: pd.DataFrame) -> str:
         result=_result_table(report),
         caption=report.caption(),
         test=_test(report, record.valid_metric.lower()),
-        moves=moves(retrieved) if record.ranker_was_called else {},
+        moves=moves(retrieved) if record.changes_order else {},
         moved=_moved(record, retrieved),
         groups=list(_groups(record, retrieved)),
         places=_places(record, retrieved),
@@ -100,15 +100,19 @@ def notes(record: RunRecord) -> list[str]:
             "This run has no ranker (ranking_method: none). What follows is the retriever alone, "
             "on the terms of a run with a ranker."
         ]
-    found = [record.fusion.summary()] if record.fusion else []
+    found = record.fusion.summary().splitlines() if record.fusion else []
     if not record.ranker_was_called:
         if not found:
             found = ["The ranker's weight was set to 0 (rerank_fusion: 0)."]
+        order = (
+            "the order is that of the retriever and the evidence"
+            if record.changes_order
+            else "both stages have the same order, no target moved"
+        )
         return [
             *found,
-            "The language model was therefore not called in the test: both stages have the same "
-            "order, no target moved, and there are no probabilities and no choices of labels to "
-            "show.",
+            f"The language model was therefore not called in the test: {order}, and there are no "
+            "probabilities and no choices of labels to show.",
         ]
     if record.ranking_method == "generate":
         found.append(
@@ -176,7 +180,7 @@ def _test(report: EvaluationReport, metric: str) -> str | None:
 
 
 def _moved(record: RunRecord, retrieved: pd.DataFrame) -> str | None:
-    if not record.ranker_was_called or retrieved.empty:
+    if not record.changes_order or retrieved.empty:
         return None
     return figures.as_html(figures.moved_figure(retrieved, record.n_candidates), "moved")
 

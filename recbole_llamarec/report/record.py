@@ -75,7 +75,7 @@ class SampledUser:
         history_length: items in the history.
         target: title of the item to find.
         retriever_rank, final_rank: of the target in the catalogue, from 1.
-        was_read: whether the ranker read this row.
+        was_ranked: whether the candidates of this row were put into the final order.
         candidates: in the final order.
     """
 
@@ -85,7 +85,7 @@ class SampledUser:
     target: str
     retriever_rank: int
     final_rank: int
-    was_read: bool
+    was_ranked: bool
     candidates: list[SampledCandidate]
 
 
@@ -109,6 +109,7 @@ class RunRecord:
         masks_seen: whether items already seen stand last.
         skips_misses: whether only rows were ranked whose target is a candidate.
         fusion_weight: of the ranker; ``None`` where it stands alone.
+        evidence_weight: of the evidence in the fusion, 0 where it takes no part.
         fusion: what was fitted, if it was.
         valid_metric: such as ``NDCG@10``.
         valid_metric_bigger: whether a greater one is better.
@@ -133,6 +134,7 @@ class RunRecord:
     masks_seen: bool
     skips_misses: bool
     fusion_weight: float | None
+    evidence_weight: float
     fusion: Fusion | None
     valid_metric: str
     valid_metric_bigger: bool
@@ -151,6 +153,11 @@ class RunRecord:
     def ranker_was_called(self) -> bool:
         """Whether the ranker read rows of the test; with weight 0 it does not."""
         return self.has_ranker and self.fusion_weight != 0
+
+    @property
+    def changes_order(self) -> bool:
+        """Whether the final order can be another than the retriever's."""
+        return self.ranker_was_called or self.evidence_weight != 0
 
 
 def write_record(record: RunRecord, file: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction, cat_interactions
 
-from recbole_llamarec.evaluation import EvaluationPass, best_first_of
+from recbole_llamarec.evaluation import CandidateScores, EvaluationPass, best_first_of
 from recbole_llamarec.llamarec import LlamaRec, histories_of
 from recbole_llamarec.report.record import SampledCandidate, SampledUser
 
@@ -36,15 +36,15 @@ def sample_users(
     histories = histories_of(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN], every)
     with torch.no_grad():
         retrieved = model.retrieve(interaction)[:, :n_candidates].tolist()  # [S, K]
-    is_read = torch.cat(last.is_ranked).nonzero().squeeze(1)  # [R]
-    read = {row: place for place, row in enumerate(is_read.tolist())}
+    is_ranked = torch.cat(last.is_ranked).nonzero().squeeze(1)  # [R]
+    ranked = {row: place for place, row in enumerate(is_ranked.tolist())}
     sample = []
     for i, row in enumerate(rows.tolist()):
         target = int(interaction[model.ITEM_ID][i])
         shown = histories[i][-model.settings.prompt_max_history :]
         candidates = (
-            _read_candidates(model, last, read[row], target)
-            if row in read
+            _ranked_candidates(model, last, ranked[row], target)
+            if row in ranked
             else _candidates(model, retrieved[i], target)
         )
         sample.append(
@@ -55,7 +55,7 @@ def sample_users(
                 target=model.item_texts[target],
                 retriever_rank=int(retriever_ranks[row]),
                 final_rank=int(final_ranks[row]),
-                was_read=row in read,
+                was_ranked=row in ranked,
                 candidates=candidates,
             )
         )
@@ -86,25 +86,21 @@ def rows_of(loader, rows: np.ndarray) -> Interaction:
     return cat_interactions(parts)
 
 
-def _read_candidates(
+def _ranked_candidates(
     model: LlamaRec, last: EvaluationPass, place: int, target: int
 ) -> list[SampledCandidate]:
-    """Candidates of the row that the ranker has read as number ``place``."""
-    by_retriever = _joined(last.retriever_scores)[[place]]  # [1, K]
-    by_ranker = _joined(last.ranker_scores)[[place]]  # [1, K]
-    best_first = best_first_of(model.final_scores(by_retriever, by_ranker))[0].tolist()
-    shown = _joined(last.orders)[place].tolist()
+    """Candidates of the row that was put into the final order as number ``place``."""
     settings = model.settings
+    scores = CandidateScores.joined(last.scores, settings.rerank_candidates).rows([place])
+    best_first = best_first_of(model.final_scores(scores))[0].tolist()
+    items = _joined(last.pools)[place].tolist()
+    if scores.ranker is None:
+        return _candidates(model, items, target, best_first)
+    shown = _joined(last.orders)[place].tolist()
     labels = dict(zip(shown, settings.verbalizer_labels, strict=False))  # none with likelihood
     is_probability = settings.ranking_method != "generate"
-    return _candidates(
-        model,
-        _joined(last.pools)[place].tolist(),
-        target,
-        best_first,
-        labels,
-        by_ranker[0].exp().tolist() if is_probability else None,
-    )
+    probabilities = scores.ranker[0].exp().tolist() if is_probability else None
+    return _candidates(model, items, target, best_first, labels, probabilities)
 
 
 def _candidates(

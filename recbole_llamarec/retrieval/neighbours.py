@@ -100,6 +100,19 @@ class Neighbours:
             total += self.counts(item, others, user) / of_all
         return total
 
+    def scores(self, histories: Sequence[Sequence[int]], candidates: np.ndarray) -> np.ndarray:
+        """Logarithm of the :meth:`summed_shares` of each history's candidates.
+
+        Args:
+            histories: item ids of each row.
+            candidates: item ids, ``[rows, K]``.
+
+        Returns:
+            float64 ``[rows, K]``.
+        """
+        rows = zip(histories, candidates, strict=True)
+        return np.log(np.stack([self.summed_shares(history, pool) for history, pool in rows]))
+
     def _share(self, user: int, item: int, items: np.ndarray) -> np.ndarray:
         """What a user's own history adds to the counts of an item's followers; ``[len(items)]``."""
         own = self._sequences.get(user, np.empty(0, dtype=np.int64))

@@ -117,6 +117,7 @@ def _add_catalogue(app: FastAPI, recommender: Recommender, max_k: int) -> None:
             if model.ranker_has_a_say
             else ("no weight" if model.is_ranker_attached else "none"),
             fusion_weight=model.fusion_weight,
+            evidence_weight=model.evidence_weight,
             n_items=model.n_items - 1,
             n_candidates=model.settings.rerank_candidates,
             max_k=max_k,

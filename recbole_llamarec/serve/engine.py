@@ -67,7 +67,7 @@ class Engine:
                 raise ServiceError(422, str(error), field) from error
 
     def _recommend(self, requests: Sequence[RecommendRequest]) -> list[Answer]:
-        is_reranked = bool(self.recommender.model.ranker_has_a_say)
+        model = self.recommender.model
         # a prompt shows the first candidates, so that all of them are needed to tell it
         depths = [max(r.k, self.n_candidates) if r.prompt else r.k for r in requests]
         histories = [request.history for request in requests]
@@ -76,11 +76,11 @@ class Engine:
             requests, self.recommender.recommend(histories, max(depths)), strict=True
         ):
             prompt = None
-            if request.prompt and is_reranked:
+            if request.prompt and model.ranker_has_a_say:
                 shown = sorted(result[: self.n_candidates], key=_retriever_rank)
                 prompt = self.recommender.prompt(request.history, [str(i.item) for i in shown])
             items = [asdict(item) for item in result[: request.k]]
-            answers.append({"items": items, "is_reranked": is_reranked, "prompt": prompt})
+            answers.append({"items": items, "is_reranked": model.changes_order, "prompt": prompt})
         return answers
 
     def _rank(self, requests: Sequence[RankRequest]) -> list[Answer]:

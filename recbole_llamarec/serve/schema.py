@@ -155,7 +155,7 @@ class RecommendAnswer(Prompted):
 
     items: list[RankedItem]
     is_reranked: bool = Field(
-        description="False: the order is the retriever's, since the ranker has no weight."
+        description="False: the order is the retriever's, since nothing else has a weight."
     )
 
 
@@ -182,6 +182,9 @@ class ModelAnswer(BaseModel):
     )
     fusion_weight: float | None = Field(
         description="Of the ranker beside the retriever; null: the ranker alone orders."
+    )
+    evidence_weight: float = Field(
+        description="Of what other users chose next, beside both; 0: it takes no part."
     )
     n_items: int
     n_candidates: int = Field(description="Items of the retriever that the ranker reads.")
