@@ -147,11 +147,11 @@ def significance(
     if not all(file.is_file() for file in files):
         return {}
     tables = [pd.read_csv(file, dtype={"user_id": str, "item_id": str}) for file in files]
-    if not all({f"{stage}_rank", f"{before}_rank"} <= set(table) for table in tables):
-        return {}
     users = pd.concat(tables).groupby("user_id").mean(numeric_only=True)
     result = {}
     for metric in cells[0]["test"]:
+        if not all({f"{stage}_{metric}", f"{before}_{metric}"} <= set(table) for table in tables):
+            return {}
         pair = users[f"{before}_{metric}"], users[f"{stage}_{metric}"]
         difference, p_value = paired_test(*pair)
         result[metric] = {"difference": difference, "p": p_value, "users": len(users)}

@@ -69,17 +69,28 @@ class CandidateScores:
     @classmethod
     def joined(cls, parts: Sequence[CandidateScores], n_candidates: int) -> CandidateScores:
         """Those of several batches, one behind the other."""
-        columns = [
-            [getattr(part, name) for part in parts] for name in ("retriever", "evidence", "ranker")
-        ]
         if not parts:
-            return cls(*[torch.empty(0, n_candidates)] * len(columns))
-        return cls(*[None if column[0] is None else torch.cat(column) for column in columns])
+            nothing = torch.empty(0, n_candidates)
+            return cls(nothing, nothing, nothing)
+        return cls(
+            torch.cat([part.retriever for part in parts]),
+            _joined([part.evidence for part in parts]),
+            _joined([part.ranker for part in parts]),
+        )
 
     def rows(self, places: Sequence[int]) -> CandidateScores:
         """Those of some rows."""
-        of_all = (self.retriever, self.evidence, self.ranker)
-        return CandidateScores(*[None if part is None else part[places] for part in of_all])
+        return CandidateScores(
+            self.retriever[places],
+            None if self.evidence is None else self.evidence[places],
+            None if self.ranker is None else self.ranker[places],
+        )
+
+
+def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Parts of equal kind, one behind the other; ``None`` where one is missing."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if len(known) == len(parts) else None
 
 
 @dataclass
@@ -302,11 +313,12 @@ class EvaluationReport:
         return f"{table}\n{self.caption()}"
 
     def compared(self, metric: str) -> str:
-        """LlamaRec against what it begins with in one metric, with paired tests over users, as text.
+        """LlamaRec against its retriever in one metric, with a paired test over users, as text.
 
         With evidence in the fusion there is a second test, of what the ranker adds to both.
         """
-        others = {"retriever": self.retriever_name, "evidence": f"{self.retriever_name} and evidence"}
+        name = self.retriever_name
+        others = {"retriever": name, "evidence": f"{name} and evidence"}
         found = []
         for stage, name in others.items():
             if f"{stage}_{metric}" in self.users:

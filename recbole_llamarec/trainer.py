@@ -299,12 +299,11 @@ class LlamaRecTrainer(Trainer):
         found = {
             "retriever": scores.retriever,
             "ranker": scores.ranker,
+            "evidence": scores.evidence if self.settings.fuses_evidence else None,
             "places": torch.cat([*noted.places, torch.empty(0, dtype=torch.int64)]),
             "ranks": torch.cat(noted.ranks),
         }
-        if self.settings.fuses_evidence:
-            found["evidence"] = scores.evidence
-        arrays = {name: values.numpy() for name, values in found.items()}
+        arrays = {name: values.numpy() for name, values in found.items() if values is not None}
         if not self._is_distributed:
             return arrays
         of_all: list = [None] * self.config["world_size"]

@@ -24,7 +24,7 @@ CARD = yaml.safe_load(
 
 @pytest.fixture
 def settings(workdir) -> LlamaRecSettings:
-    given = {"lora_adapter": "shipped"}
+    given = {"lora_adapter": "shipped", "evidence_use": "prompt"}
     return LlamaRecSettings.from_config(
         Config(model="LlamaRec", dataset="ml-100k", config_dict=given)
     )

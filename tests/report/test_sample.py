@@ -30,9 +30,9 @@ def test_sampled_users_are_as_the_table_has_them(hostile):
         row = table.loc[user.user]
         assert (user.retriever_rank, user.final_rank) == (row.retriever_rank, row.llamarec_rank)
         assert len(user.history) == min(5, user.history_length)
-        assert user.was_read == (user.retriever_rank <= 8)
+        assert user.was_ranked == (user.retriever_rank <= 8)
         targets = [candidate for candidate in user.candidates if candidate.is_target]
-        assert len(targets) == user.was_read
+        assert len(targets) == user.was_ranked
         for target in targets:
             assert target.title == user.target
             assert target.retriever_rank == user.retriever_rank
@@ -47,7 +47,7 @@ def test_candidates_stand_in_the_final_order(hostile):
         assert [c.final_rank for c in user.candidates] == list(range(1, 9))
         assert sorted(c.retriever_rank for c in user.candidates) == list(range(1, 9))
         assert not set(user.history) & {c.title for c in user.candidates}  # seen items are masked
-        if user.was_read:
+        if user.was_ranked:
             assert sum(c.probability for c in user.candidates) == pytest.approx(1, abs=1e-4)
             by_place = sorted(user.candidates, key=lambda c: c.retriever_rank)
             assert [c.label for c in by_place] == list("ABCDEFGH")
