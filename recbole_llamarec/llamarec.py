@@ -397,7 +397,11 @@ def build_ranker(
             limit,
         )
         return LikelihoodRanker(
-            adapted(base), titles, settings.llm_batch_tokens, settings.likelihood_temperature
+            adapted(base),
+            titles,
+            settings.llm_batch_tokens,
+            settings.likelihood_temperature,
+            settings.likelihood_prior,
         )
     if settings.ranking_method == "generate":
         template = replace(template, instruction=settings.generate_instruction)

@@ -65,6 +65,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: type(value) in (int, float) and 0 < value < float("inf"),
         "a number above 0",
     ),
+    "likelihood_prior": (
+        lambda value: type(value) in (int, float) and 0 <= value < float("inf"),
+        "a number of at least 0",
+    ),
     "evidence_items": _whole(0),
     "evidence_use": (lambda value: value in ("fusion", "prompt"), "fusion or prompt"),
     "evidence_followers": _whole(1),
@@ -125,6 +129,7 @@ class LlamaRecSettings:
     ranking_method: str
     likelihood_heading: str
     likelihood_temperature: float
+    likelihood_prior: float
     evidence_items: int
     evidence_use: str
     evidence_followers: int

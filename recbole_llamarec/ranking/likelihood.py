@@ -7,12 +7,17 @@ each of its titles is an answer to learn from (as in language models as recommen
 either: all candidates are read in one forward pass behind the history, which they share, and since
 none sees the others, the order in which they are given is no matter.
 
+Some titles are probable anywhere, as common words or short ones are. What counts is how much the
+history raises a title's probability, so that a share of its log-probability without any history is
+subtracted (surface form competition: Holtzman et al. 2021, arXiv 2104.08315).
+
 Shapes: K candidates, P tokens whose probability is read, V tokens that titles are made of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -40,14 +45,23 @@ class LikelihoodRanker(BatchedRanker):
         batch_tokens: tokens of one forward pass, what is shared counted once; halved where memory
             does not suffice.
         temperature: what log-likelihoods are divided by to become scores.
+        prior_share: the share of each title's prior that is subtracted before.
     """
 
     def __init__(
-        self, model, prompts: TitleList, batch_tokens: int, temperature: float = 1.0
+        self,
+        model,
+        prompts: TitleList,
+        batch_tokens: int,
+        temperature: float = 1.0,
+        prior_share: float = 0.0,
     ) -> None:
         super().__init__(model, batch_tokens)
         self.prompts = prompts
         self.temperature = temperature
+        self.prior_share = prior_share
+        self._priors: dict[tuple[int, ...], float] = {}
+        self._priors_among = prompts.token_ids
 
     def log_likelihoods(
         self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
@@ -75,6 +89,37 @@ class LikelihoodRanker(BatchedRanker):
         parts = found.squeeze(1).split([len(b) for _, b in pairs])
         return torch.stack([part.sum() for part in parts])
 
+    @torch.no_grad()
+    def priors(self, titles: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Log-probability of each title behind the heading alone, by the model without its adapter.
+
+        Each is computed once, for as long as the titles are made of the same tokens.
+
+        Args:
+            titles: token ids, at least one each.
+
+        Returns:
+            in nats, float32 ``[len(titles)]``.
+        """
+        if self._priors_among is not self.prompts.token_ids:
+            self._priors, self._priors_among = {}, self.prompts.token_ids
+        keys = [tuple(title) for title in titles]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._priors]
+        if missing:
+            heading, _ = self.prompts.encode([], [])
+            is_training = self.model.training
+            with getattr(self.model, "disable_adapter", nullcontext)():
+                self.model.eval()
+                lengths = [len(heading) + len(title) for title in missing]
+                for batch in self.batches(lengths, show_progress=False):
+                    own = [missing[i] for i in batch]
+                    found = self.within_memory(
+                        lambda part: self.log_likelihoods([heading] * len(part), part), own
+                    )
+                    self._priors |= dict(zip(own, found.tolist(), strict=True))
+                self.model.train(is_training)
+        return torch.tensor([self._priors[key] for key in keys], device=self.device)
+
     def candidate_scores(self, encoded: Sequence[EncodedPool]) -> torch.Tensor:
         """Scores of the candidates of each user, with gradients where they are enabled.
 
@@ -86,8 +131,10 @@ class LikelihoodRanker(BatchedRanker):
         """
         contexts = [context for context, titles in encoded for _ in titles]
         titles = [title for _, row in encoded for title in row]
-        found = self.log_likelihoods(contexts, titles) / self.temperature
-        return found.view(len(encoded), -1)
+        found = self.log_likelihoods(contexts, titles)
+        if self.prior_share:
+            found = found - self.prior_share * self.priors(titles)
+        return (found / self.temperature).view(len(encoded), -1)
 
     @torch.no_grad()
     def rank(
@@ -118,6 +165,8 @@ class LikelihoodRanker(BatchedRanker):
         result = torch.empty(len(encoded), len(candidates[0]))
         lengths = [len(context) + sum(map(len, titles)) for context, titles in encoded]
         self.model.eval()
+        if self.prior_share:  # of all at once: in fuller batches
+            self.priors([title for _, titles in encoded for title in titles])
         for batch in self.batches(lengths, show_progress):
             found = self.within_memory(self.candidate_scores, [encoded[i] for i in batch])  # [b, K]
             result[torch.from_numpy(batch)] = found.log_softmax(-1).cpu()

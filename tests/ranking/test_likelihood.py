@@ -8,6 +8,7 @@ import torch
 from helpers import titles
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft.tuners.lora import LoraLayer
 
 from recbole_llamarec.ranking.adapter import LoraSettings, adapter_state, add_adapter
 from recbole_llamarec.ranking.language_model import (
@@ -77,6 +78,57 @@ def test_scores_equal_the_plain_way(tiny_llama, samples, attention):
     scores = ranker.rank(histories, candidates)
     torch.testing.assert_close(scores, expected.float(), atol=1e-3, rtol=1e-3)
     assert scores.std(1).min() > 0.01
+
+
+def test_a_share_of_each_titles_prior_is_subtracted(ranker, samples):
+    """By the plain way, and by the model without its adapter; each title is computed once."""
+    for name, weight in ranker.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2, generator=torch.manual_seed(3))
+    histories, candidates = samples
+    with torch.no_grad():
+        likelihoods = torch.tensor(
+            [
+                [reference(ranker, history, item) for item in pool]
+                for history, pool in zip(histories, candidates, strict=True)
+            ]
+        )
+        with ranker.model.disable_adapter():
+            priors = torch.tensor([[reference(ranker, [], i) for i in pool] for pool in candidates])
+    ranker.prior_share, ranker.temperature = 0.5, 3.0
+    expected = ((likelihoods - 0.5 * priors) / 3.0).log_softmax(-1).float()
+    scores = ranker.rank(histories, candidates)
+    torch.testing.assert_close(scores, expected, atol=1e-3, rtol=1e-3)
+    ranker.prior_share = 0.0
+    assert (ranker.rank(histories, candidates) - scores).abs().max() > 0.01
+
+
+def test_priors_are_computed_once_and_again_for_other_tokens(ranker, monkeypatch):
+    titles_read = []
+    plain = ranker.log_likelihoods
+
+    def recorded(contexts, continuations):
+        titles_read.extend(map(tuple, continuations))
+        return plain(contexts, continuations)
+
+    monkeypatch.setattr(ranker, "log_likelihoods", recorded)
+    _, titles_of = ranker.prompts.encode([], [[1], [2], [1]])
+    first = ranker.priors(titles_of)
+    assert torch.equal(ranker.priors(titles_of), first) and first[0] == first[2]
+    assert len(titles_read) == 2
+    with ranker.prompts.with_titles(["Zebra & quartz (1999)"]) as (added,):
+        _, others = ranker.prompts.encode([], [[1], [added]])
+        assert ranker.priors(others)[0] != first[0]  # among more tokens
+    torch.testing.assert_close(ranker.priors(titles_of), first)
+
+
+def test_priors_leave_the_model_in_training_with_its_adapter(ranker):
+    ranker.model.train()
+    ranker.priors([[5, 6]])
+    assert ranker.model.training
+    assert any(weight.requires_grad for weight in ranker.model.parameters())
+    layers = [layer for layer in ranker.model.modules() if isinstance(layer, LoraLayer)]
+    assert layers and not any(layer.disable_adapters for layer in layers)
 
 
 def test_the_order_in_which_candidates_are_given_is_no_matter(ranker, samples):
