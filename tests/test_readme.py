@@ -133,9 +133,6 @@ ELSEWHERE = {
     "python benchmarks/run.py benchmarks/suites/ranker.yaml --data dataset": (
         "it takes hours: tests/benchmarks/test_suite.py runs a suite of four cells"
     ),
-    "python benchmarks/evidence.py ml-latest-small --data dataset --retriever …": (
-        "it needs that data set: tests/benchmarks/test_evidence.py"
-    ),
     "python benchmarks/speed.py ml-100k --out benchmarks/results/speed --gguf … --prompts 8 "
     "--rows 500": "it takes hours: tests/benchmarks/test_speed.py",
     "/usr/bin/time -v python -m recbole_llamarec.convert …": (
