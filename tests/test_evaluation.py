@@ -79,7 +79,7 @@ def test_the_table_of_an_evaluation_without_any_retrieved_target():
     assert lines[2].split("|")[1:4] == [" SASRec              ", " 7      ", " 0.0000      "]
     assert lines[4].split("|")[3].strip() == "-"
     assert "seen items are not masked" in report.table() and "0 of 7 rows" in report.table()
-    assert report.compared("recall@10").endswith("+0.0000, paired t-test over 7 rows p = 1")
+    assert report.compared("recall@10").endswith("+0.0000, p = 1 (paired t-test over 7 rows)")
 
 
 def test_metrics_of_each_user_are_recboles():
