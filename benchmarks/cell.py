@@ -59,7 +59,7 @@ def run_cell(cell: dict[str, Any], data: str, work: Path) -> tuple[dict[str, Any
     """Train and evaluate by RecBole's own functions.
 
     Returns:
-        the result, and the per-user metrics as a DataFrame.
+        the result, and the test's per-user metrics as a DataFrame, ``None`` without a test.
     """
     start = time.time()
     config = Config(
@@ -79,15 +79,40 @@ def run_cell(cell: dict[str, Any], data: str, work: Path) -> tuple[dict[str, Any
 
     score, valid_result = trainer.fit(train, valid, callback_fn=note)
     trained = time.time()
-    trainer.evaluate(test, load_best_model=False)
+    tested = {} if cell["validation_only"] else results_on_test(trainer, test)
     evaluated = time.time()
-    report = trainer.report
     keep_retriever(work)
+    fusion = trainer.journal.fusion
     return {
         "cell": cell,
         "split": asdict(split),
         "valid_score": score,
         "valid": valid_result,
+        "valid_stages": trainer.journal.validation,
+        "fusion": None if fusion is None else asdict(fusion),
+        **tested,
+        "curve": curve,
+        "parameters": sum(p.numel() for p in model.retriever.parameters()),
+        "seconds": {
+            "prepare": round(prepared - start, 1),
+            "train": round(trained - prepared, 1),
+            "evaluate": round(evaluated - trained, 1),
+            "stages": {name: round(took, 1) for name, took in trainer.journal.seconds.items()},
+        },
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "threads": torch.get_num_threads(),
+        "machine": cpu_name(),
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"recbole-llamarec": __version__, "python": sys.version.split()[0]},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }, None if trainer.report is None else trainer.report.users
+
+
+def results_on_test(trainer, test) -> dict[str, Any]:
+    """Metrics of each stage on the test set."""
+    trainer.evaluate(test, load_best_model=False)
+    report = trainer.report
+    return {
         "test": report.retriever if report.llamarec is None else report.llamarec,
         "test_retriever": report.retriever,
         "test_evidence": report.evidence,
@@ -96,20 +121,7 @@ def run_cell(cell: dict[str, Any], data: str, work: Path) -> tuple[dict[str, Any
         "retrieved_retriever": report.retriever_on_retrieved,
         "n_rows": report.n_rows,
         "n_retrieved": report.n_retrieved,
-        "curve": curve,
-        "parameters": sum(p.numel() for p in model.retriever.parameters()),
-        "seconds": {
-            "prepare": round(prepared - start, 1),
-            "train": round(trained - prepared, 1),
-            "evaluate": round(evaluated - trained, 1),
-        },
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "threads": torch.get_num_threads(),
-        "machine": cpu_name(),
-        "versions": {name: version(name) for name in PACKAGES}
-        | {"recbole-llamarec": __version__, "python": sys.version.split()[0]},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }, report.users
+    }
 
 
 def keep_retriever(work: Path) -> None:
@@ -127,7 +139,8 @@ def main() -> None:
     spec = json.loads(spec_file.read_text())
     identifier = Cell(**spec["cell"]).identifier
     result, users = run_cell(spec["cell"], spec["data"], spec_file.parent)
-    users.to_csv(users_file(out, identifier), index=False)
+    if users is not None:
+        users.to_csv(users_file(out, identifier), index=False)
     file = result_file(out, identifier)
     unfinished = file.with_suffix(".part")
     unfinished.write_text(json.dumps(result, indent=1))

@@ -19,6 +19,7 @@ MODEL_KEYS = {
     "datasets",
     "retriever",
     "seeds",
+    "validation_only",
 }
 
 
@@ -35,6 +36,7 @@ class Cell:
         run_settings: keys of the run: data, metrics.
         retriever: for LlamaRec, the identifier of the cell that trained its retriever.
         label: what tables call it, where a suite has a model in several variants.
+        validation_only: choices are made on validation, so that the test set is not touched.
     """
 
     dataset: str
@@ -45,6 +47,7 @@ class Cell:
     run_settings: Mapping[str, Any]
     retriever: str | None = None
     label: str = ""
+    validation_only: bool = False
 
     @property
     def title(self) -> str:
@@ -70,6 +73,7 @@ class ModelPlan:
     data_settings: Mapping[str, Any]
     retriever: str | None
     seeds: tuple[int, ...]
+    validation_only: bool
 
     @property
     def title(self) -> str:
@@ -141,6 +145,7 @@ class Suite:
             run_settings={**self.run_settings, **plan.data_settings},
             retriever=retriever,
             label=plan.label,
+            validation_only=plan.validation_only,
         )
 
 
@@ -217,4 +222,5 @@ def _plan(model: Mapping[str, Any], own: Mapping[str, Any], seeds: tuple[int, ..
         data_settings={**model.get("data_settings", {}), **own.get("data_settings", {})},
         retriever=model.get("retriever"),
         seeds=seeds[: own.get("seeds", model.get("seeds"))],
+        validation_only=model.get("validation_only", False),
     )

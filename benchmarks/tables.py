@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import yaml
 from suite import Cell, Suite, best_choice, users_file
+from validation_table import HEAD, validation_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
@@ -61,11 +62,19 @@ class Row:
         return f"{self.mean(metric) / published:.2f}" if published else "–"
 
 
-def final_results(suite: Suite, results: Results) -> dict[tuple[str, str], Cells]:
-    """What stands in tables: for each data set and model, its chosen cell at every seed."""
+def final_results(
+    suite: Suite, results: Results, validation_only: bool = False
+) -> dict[tuple[str, str], Cells]:
+    """What stands in tables: for each data set and model, its chosen cell at every seed.
+
+    Args:
+        validation_only: those that were not tested, and no others.
+    """
     chosen: dict[tuple[str, str], Cells] = {}
     for dataset, plans in suite.plans.items():
         for plan in plans:
+            if plan.validation_only != validation_only:
+                continue
             grid, others = suite.cells_of(dataset, plan, results)
             best = best_choice(grid, results)
             finished = [
@@ -295,6 +304,18 @@ def markdown_curves(suite: Suite, results: Results) -> str:
     return markdown_table(["data set", "model", "validation: score (time since the start)"], body)
 
 
+def markdown_validation(suite: Suite, results: Results) -> str:
+    """What each setting that was not tested came to on validation, for each data set."""
+    metric = suite.run_settings["valid_metric"].lower()
+    found = final_results(suite, results, validation_only=True)
+    parts = []
+    for dataset in dict.fromkeys(dataset for dataset, _ in found):
+        cells = [cell for (of, _), own in found.items() if of == dataset for cell in own]
+        body = validation_rows(cells, metric)
+        parts.append(f"### {dataset}, {metric}\n\n" + markdown_table(HEAD, body))
+    return "\n\n".join(parts)
+
+
 def markdown_page(suite: Suite, results: Results, out: Path) -> str:
     """The whole page."""
     table_1 = rows_of(suite, results, "test", "table_1")
@@ -327,6 +348,7 @@ def markdown_page(suite: Suite, results: Results, out: Path) -> str:
         "Other LLM-based recommenders (the paper's Table 4)": markdown_reported(
             read_published(), table_1
         ),
+        "Settings, on validation": markdown_validation(suite, results),
         "Grids": markdown_grids(suite, results),
         "Learning curves": markdown_curves(suite, results),
         "Cost": markdown_notes(table_1),

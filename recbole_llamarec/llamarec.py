@@ -95,8 +95,13 @@ class LlamaRec(SequentialRecommender):
                     for field in (self.USER_ID, self.ITEM_ID, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
                 )
             )
-            n_shown = self.settings.evidence_items, self.settings.evidence_followers
-            self.neighbours = Neighbours(sequences, self.n_items, *n_shown)
+            self.neighbours = Neighbours(
+                sequences,
+                self.n_items,
+                n_recent=self.settings.evidence_items,
+                n_followers=self.settings.evidence_followers,
+                window=self.settings.evidence_window,
+            )
         self._check_catalogue()
         self.retriever, self.retriever_config = build_retriever(
             config, self.settings.retriever, self.settings.retriever_config, dataset

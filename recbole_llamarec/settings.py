@@ -70,6 +70,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a number of at least 0",
     ),
     "evidence_items": _whole(0),
+    "evidence_window": _whole(1),
     "evidence_use": (lambda value: value in ("fusion", "prompt"), "fusion or prompt"),
     "evidence_followers": _whole(1),
     "generate_instruction": _TEXT,
@@ -131,6 +132,7 @@ class LlamaRecSettings:
     likelihood_temperature: float
     likelihood_prior: float
     evidence_items: int
+    evidence_window: int
     evidence_use: str
     evidence_followers: int
     generate_instruction: str

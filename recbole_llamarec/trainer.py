@@ -266,7 +266,7 @@ class LlamaRecTrainer(Trainer):
             self.logger.info(line)
         if not only_rank_metrics([self.valid_metric.split("@")[0]]):
             return
-        results = self._results_by_stage(found, fusion)
+        results = self.journal.validation = self._results_by_stage(found, fusion)
         line = ", ".join(f"{k} {v[self.valid_metric.lower()]:.4f}" for k, v in results.items())
         self.logger.info(f"{self.valid_metric} on {len(found['ranks'])} validation rows: {line}")
         self.best_valid_result = {**(self.best_valid_result or {}), **results["fused"]}

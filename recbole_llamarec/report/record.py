@@ -21,12 +21,14 @@ class Journal:
         seconds: wall time of each stage, by name.
         retriever, ranker: training curves; empty where nothing was trained.
         fusion: what was fitted, if it was.
+        validation: metrics by each stage, and by all, of the rows that it was fitted on.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     retriever: TrainingCurve = field(default_factory=TrainingCurve)
     ranker: TrainingCurve = field(default_factory=TrainingCurve)
     fusion: Fusion | None = None
+    validation: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

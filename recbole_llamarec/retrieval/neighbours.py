@@ -7,37 +7,54 @@ items in other users' histories, it reads off them what it would else have to le
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.sparse import csr_array
 
-SMOOTHING = 0.001  # share of an item that never followed
-WINDOW = 5  # steps behind an item within which another counts as its follower
+SMOOTHING = 0.001  # share of an item that never followed, where shares are learnt from
+# Counts by popularity that join those of each item's followers. On validation, of 10, 30,
+# 100 and 300, 100 adds most to LRURec on MovieLens-latest-small, and 0.003 nats less than 300 on
+# Amazon Beauty; on both more than a constant share.
+PRIOR_COUNT = 100.0
 
 
 class Neighbours:
     """The items that most often followed each item in training histories.
 
-    A follower d steps behind counts 1 / d, up to :data:`WINDOW` steps.
+    A follower d steps behind counts 1 / d, up to ``window`` steps.
 
     Args:
         sequences: item ids of each user in chronological order, of the training part alone.
         n_items: items, the padding item 0 included.
         n_recent: how many of a history's last items bring their followers.
         n_followers: most followers of each that are shown.
+        window: steps behind an item within which another counts as its follower.
     """
 
     def __init__(
-        self, sequences: Mapping[int, np.ndarray], n_items: int, n_recent: int, n_followers: int
+        self,
+        sequences: Mapping[int, np.ndarray],
+        n_items: int,
+        n_recent: int,
+        n_followers: int,
+        window: int,
     ) -> None:
-        self.n_recent, self.n_followers = n_recent, n_followers
+        self.n_recent, self.n_followers, self.window = n_recent, n_followers, window
         self._sequences = sequences
-        pairs = [np.stack(pair) for own in sequences.values() for pair in _followers(own)]
-        first, second, weights = np.concatenate([np.empty((3, 0)), *pairs], axis=1)
-        places = first.astype(np.int64), second.astype(np.int64)
-        self._counts = csr_array((weights, places), shape=(n_items, n_items))  # adds up repetitions
+        self._counts = csr_array((n_items, n_items))
+        for step in range(1, window + 1):  # one at a time: what is kept are sums
+            pairs = [(own[:-step], own[step:]) for own in sequences.values() if len(own) > step]
+            if not pairs:
+                break
+            first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
+            weights = np.full(len(first), 1 / step)
+            self._counts += csr_array((weights, (first, second)), shape=(n_items, n_items))
         self._counts.sort_indices()
+        chosen = np.bincount(np.concatenate([[0], *sequences.values()]), minlength=n_items)
+        chosen[0] = 0
+        # one choice more than there were, so that an item that nobody has chosen is not impossible
+        self._popularity = (chosen + 1) / (chosen.sum() + n_items)
 
     def before(
         self, history: Sequence[int], candidates: Sequence[int], user: int | None = None
@@ -50,7 +67,7 @@ class Neighbours:
             user: whose own training history does not count, as when it is learnt from.
         """
         shown: list[int] = []
-        for item in history[max(0, len(history) - self.n_recent) :]:
+        for item in self._recent(history):
             shown += [item, *self.of(item, candidates, user)]
         return shown
 
@@ -94,14 +111,16 @@ class Neighbours:
             the sum over the last items, and :data:`SMOOTHING`; float64 ``[len(others)]``.
         """
         total = np.full(len(others), SMOOTHING)
-        for item in history[max(0, len(history) - self.n_recent) :]:
-            start, stop = self._counts.indptr[item : item + 2]
-            of_all = max(1.0, self._counts.data[start:stop].sum())
-            total += self.counts(item, others, user) / of_all
+        for item in self._recent(history):
+            total += self.counts(item, others, user) / max(1.0, self._of_all(item))
         return total
 
     def scores(self, histories: Sequence[Sequence[int]], candidates: np.ndarray) -> np.ndarray:
-        """Logarithm of the :meth:`summed_shares` of each history's candidates.
+        """How likely each history's candidates are as followers of its last items.
+
+        Each item's followers are smoothed by popularity (Dirichlet prior: Zhai and Lafferty 2001):
+        where there are few, their counts say little beside what is chosen everywhere. The score
+        is the logarithm of the mean over the last items; without any it is popularity's.
 
         Args:
             histories: item ids of each row.
@@ -111,14 +130,34 @@ class Neighbours:
             float64 ``[rows, K]``.
         """
         rows = zip(histories, candidates, strict=True)
-        return np.log(np.stack([self.summed_shares(history, pool) for history, pool in rows]))
+        return np.log(np.stack([self._smoothed(history, pool) for history, pool in rows]))
+
+    def _smoothed(self, history: Sequence[int], others: np.ndarray) -> np.ndarray:
+        """Mean of the smoothed shares of some items behind a history's last ones."""
+        is_known = others < len(self._popularity)
+        popularity = self._popularity[np.where(is_known, others, 0)]  # as item 0: never chosen
+        shares = [
+            (self.counts(item, others) + PRIOR_COUNT * popularity)
+            / (self._of_all(item) + PRIOR_COUNT)
+            for item in self._recent(history)
+        ]
+        return np.mean(shares, axis=0) if shares else popularity
+
+    def _recent(self, history: Sequence[int] | np.ndarray) -> Sequence[int] | np.ndarray:
+        """The last items of a history, which bring their followers."""
+        return history[max(0, len(history) - self.n_recent) :]
+
+    def _of_all(self, item: int) -> float:
+        """What all followers of an item count together."""
+        start, stop = self._counts.indptr[item : item + 2]
+        return float(self._counts.data[start:stop].sum())
 
     def _share(self, user: int, item: int, items: np.ndarray) -> np.ndarray:
         """What a user's own history adds to the counts of an item's followers; ``[len(items)]``."""
         own = self._sequences.get(user, np.empty(0, dtype=np.int64))
         share = np.zeros(len(items))
         for place in np.flatnonzero(own == item):
-            for step, follower in enumerate(own[place + 1 : place + 1 + WINDOW], start=1):
+            for step, follower in enumerate(own[place + 1 : place + 1 + self.window], start=1):
                 share[items == follower] += 1 / step
         return share
 
@@ -144,9 +183,3 @@ def training_sequences(
         )
         for start, end in zip(starts, ends, strict=True)
     }
-
-
-def _followers(sequence: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Items, those that follow them, and what each pair counts."""
-    for step in range(1, min(WINDOW, len(sequence) - 1) + 1):
-        yield sequence[:-step], sequence[step:], np.full(len(sequence) - step, 1 / step)

@@ -7,8 +7,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from recbole_llamarec.retrieval.neighbours import SMOOTHING, WINDOW, Neighbours, training_sequences
+from recbole_llamarec.retrieval.neighbours import (
+    PRIOR_COUNT,
+    SMOOTHING,
+    Neighbours,
+    training_sequences,
+)
 
+LEAST = 360360  # a multiple of every step that a history of 14 items can have
 SEQUENCES = {1: np.array([1, 2, 3]), 2: np.array([1, 3, 4]), 3: np.array([5, 1, 3])}
 
 
@@ -16,7 +22,7 @@ ITEMS = np.arange(1, 7)
 
 
 def test_followers_stand_in_the_order_of_their_counts():
-    neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=2)
+    neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=2, window=5)
     # behind item 1: item 3 counts 1/2 + 1 + 1, item 2 counts 1, item 4 counts 1/2
     assert neighbours.of(1, ITEMS) == [3, 2]
     assert neighbours.of(1, [4, 2]) == [2, 4]
@@ -27,13 +33,13 @@ def test_followers_stand_in_the_order_of_their_counts():
 
 
 def test_items_that_the_catalogue_does_not_have_follow_nothing():
-    neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=9)
+    neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=9, window=5)
     assert neighbours.of(1, [7, 3, 8]) == [3]
     assert neighbours.counts(1, np.array([7, 3, 0])).tolist() == [0, 2.5, 0]
 
 
 def test_shares_are_those_of_all_followers_of_the_last_items():
-    neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=2)
+    neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=2, window=5)
     others = np.array([3, 2, 4, 6])
     of_one = np.array([0.625, 0.25, 0.125, 0]) + SMOOTHING
     assert neighbours.summed_shares([1], others) == pytest.approx(of_one)
@@ -44,30 +50,41 @@ def test_shares_are_those_of_all_followers_of_the_last_items():
     assert neighbours.summed_shares([6], np.array([1])) == [SMOOTHING]
 
 
+def test_scores_are_shares_smoothed_by_popularity():
+    neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=2, window=5)
+    pool = np.array([3, 2, 6, 9])  # nobody has chosen the last two, and one is of no catalogue
+    popularity = np.array([4, 2, 1, 1]) / (9 + 7)
+    of_one = (np.array([2.5, 1, 0, 0]) + PRIOR_COUNT * popularity) / (4 + PRIOR_COUNT)
+    of_three = (np.array([0, 0, 0, 0]) + PRIOR_COUNT * popularity) / (1 + PRIOR_COUNT)
+    found = neighbours.scores([[5, 1, 3], [1], [6], []], np.tile(pool, (4, 1)))
+    expected = [(of_one + of_three) / 2, of_one, popularity, popularity]
+    assert np.exp(found) == pytest.approx(np.array(expected))
+
+
 def test_evidence_is_the_last_items_with_the_candidates_that_followed_them():
-    neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=1)
+    neighbours = Neighbours(SEQUENCES, 7, n_recent=2, n_followers=1, window=5)
     assert neighbours.before([2, 5, 1], ITEMS) == [5, 1, 1, 3]
     assert neighbours.before([2, 5, 1], [2, 4]) == [5, 1, 2]
     assert neighbours.before([2, 5, 1, 3], [4]) == [1, 4, 3, 4]
     assert neighbours.before([], ITEMS) == []
 
 
-@pytest.mark.parametrize("user", [None, 0, 7])
-def test_counts_equal_brute_force(user):
+@pytest.mark.parametrize(("user", "window"), [(None, 5), (0, 5), (7, 2), (7, 99)])
+def test_counts_equal_brute_force(user, window):
     generator = np.random.default_rng(3)
     sequences = {
         u: generator.integers(1, 20, generator.integers(1, 15)) for u in range(12)
     }  # items repeat
-    found = Neighbours(sequences, 20, n_recent=1, n_followers=30)
+    found = Neighbours(sequences, 20, n_recent=1, n_followers=30, window=window)
     for item in range(1, 20):
         counts: Counter[int] = Counter()
         for owner, sequence in sequences.items():
             if owner == user:
                 continue
             for place in np.flatnonzero(sequence == item):
-                for step in range(1, WINDOW + 1):
+                for step in range(1, window + 1):
                     if place + step < len(sequence):
-                        counts[int(sequence[place + step])] += 60 // step  # whole numbers
+                        counts[int(sequence[place + step])] += LEAST // step  # whole numbers
         expected = sorted(counts, key=lambda other: (-counts[other], other))
         assert found.of(item, np.arange(1, 20), user) == expected
 
