@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from run import Runner
 from suite import best_choice, read_suite, result_file, retriever_file
 from tables import Row, latex, markdown_comparison, rows_of, significance
+from validation_table import HEAD, validation_row, validation_rows
 
 
 def suite_file(folder: Path, llama: Path | str = "none") -> Path:
@@ -62,6 +63,16 @@ def suite_file(folder: Path, llama: Path | str = "none") -> Path:
     return file
 
 
+def add_setting(file: Path) -> None:
+    """A setting of LlamaRec that is measured on validation alone."""
+    content = yaml.safe_load(file.read_text())
+    *_, llamarec = content["models"]
+    settings = {**llamarec["settings"], "epochs": 0, "prompt_max_history": 1}
+    setting = {"label": "one title", "validation_only": True, "settings": settings}
+    content["models"].append({**llamarec, **setting})
+    file.write_text(yaml.safe_dump(content))
+
+
 def result(score: float) -> dict:
     return {"valid_score": score}
 
@@ -83,6 +94,7 @@ def test_a_grid_decides_what_runs_at_the_other_seeds(tmp_path):
         "tiny.LlamaRec.seed=1",
     ]
     assert later[3].retriever == first[1].identifier
+    assert not any(cell.validation_only for cell in later)
 
 
 def test_a_wanted_cell_gets_its_retriever_trained_again(tmp_path):
@@ -147,6 +159,7 @@ def figures(folder: Path) -> dict:
 def test_a_killed_suite_goes_on_to_the_same_tables(tmp_path, tiny_llama):
     write_dataset(tmp_path / "data")
     suite = suite_file(tmp_path, tiny_llama)
+    add_setting(suite)
     whole = start(tmp_path, suite, "whole")
     assert whole.wait(timeout=500) == 0, whole.stderr.read().decode()
 
@@ -159,11 +172,11 @@ def test_a_killed_suite_goes_on_to_the_same_tables(tmp_path, tiny_llama):
     assert killed.wait(timeout=60) == 143
     assert running_cells(tmp_path / "work" / "killed") == []
     finished = {file.name: file.stat().st_mtime_ns for file in cells.glob("*.json")}
-    assert 0 < len(finished) < 4
+    assert 0 < len(finished) < 5
 
     again = start(tmp_path, suite, "killed")
     assert again.wait(timeout=500) == 0
-    assert b"4 of 4 cells are finished" in again.stdout.read()
+    assert b"5 of 5 cells are finished" in again.stdout.read()
     for name, written in finished.items():
         assert (cells / name).stat().st_mtime_ns == written  # not run again
     assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
@@ -174,6 +187,14 @@ def test_a_killed_suite_goes_on_to_the_same_tables(tmp_path, tiny_llama):
     (row,) = [r for r in figures(tmp_path / "killed")["test"] if r["model"] == "LlamaRec"]
     assert users["llamarec_ndcg@10"].mean() == pytest.approx(row["ours"]["ndcg@10"][0], abs=1e-4)
     assert (users["llamarec_rank"] <= 8).sum() == (users["retriever_rank"] <= 8).sum()
+
+    setting = json.loads((cells / "tiny.one_title.seed=1.json").read_text())
+    assert (
+        "test" not in setting and "one title" not in page.split("## Settings")[0].split("## T")[1]
+    )
+    assert not list(cells.glob("tiny.one_title*.users*"))
+    fused = f"{setting['valid_stages']['fused']['ndcg@10']:.4f}"
+    assert f"| one title | {setting['fusion']['n_rows']} |" in page and f"| {fused} |" in page
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -195,6 +216,23 @@ def test_latex_marks_the_best():
     table = latex([row("LRURec", [0.06, 0.08]), row("NARM", [0.05])])
     assert r"a\_set & LRURec & \textbf{0.0700 $\pm$ 0.0141} \\" in table
     assert r"a\_set & NARM & 0.0500 \\" in table
+
+
+def test_a_setting_has_its_gain_and_its_time():
+    stages = {"retriever": {"ndcg@10": 0.1}, "ranker": {"ndcg@10": 0.05}, "fused": {"ndcg@10": 0.2}}
+    fusion = {"n_rows": 50, "weight": 0.3, "gain": 0.04, "p_value": 0.002, "evidence": None}
+    seconds = {"stages": {"label prior and fusion": 25.0, "tuning the ranker": 90.0}}
+    cell = {"cell": {"label": "letters", "settings": {"epochs": 1}}, "valid_stages": stages}
+    cell |= {"fusion": fusion, "seconds": seconds}
+    expected = ["letters", "50", "0.1000", "–", "0.0500", "0.2000", "–", "0.0400", "0.002"]
+    assert validation_row(cell, "ndcg@10") == [*expected, "0.300", "0.50", "1.5"]
+    evidence = {"gain": 0.08}
+    cell |= {"fusion": {**fusion, "evidence": evidence}, "cell": {**cell["cell"], "settings": {}}}
+    cell["valid_stages"] = {**stages, "with evidence": {"ndcg@10": 0.15}}
+    line = validation_row(cell, "ndcg@10")
+    assert line[3] == "0.1500" and line[6] == "0.0800" and line[-1] == "–"
+    assert len(line) == len(HEAD)
+    assert validation_rows([cell, {**cell, "fusion": None}], "ndcg@10") == [line]
 
 
 def test_significance_averages_each_user_over_seeds(tmp_path):
