@@ -79,6 +79,7 @@ def test_the_papers_ranker_is_the_papers():
             ["valid_metric", "NDCG@10"],
         ),
         ({"evidence_items": -1}, ["evidence_items: -1"]),
+        ({"evidence_window": 0}, ["evidence_window: 0"]),
         ({"train_loss": "titles"}, ["train_loss", "likelihood"]),
         ({"train_loss": "evidence"}, ["train_loss", "likelihood"]),
         (

@@ -25,6 +25,7 @@ from recbole_llamarec.fusion import EvidenceFusion, Fusion
 from recbole_llamarec.ranking.tuning import learning_rate_factor
 from recbole_llamarec.recommender import Recommender
 from recbole_llamarec.registry import load_checkpoint
+from recbole_llamarec.retrieval.neighbours import PRIOR_COUNT, training_sequences
 from recbole_llamarec.tuning_samples import TuningSamples
 
 WRITTEN = ("users.csv", "report.json", "html")  # beside the checkpoint, by the test
@@ -212,6 +213,7 @@ def test_evidence_comes_from_other_users_training_items_alone(tiny_run):
     settings = {
         "ranking_method": "likelihood",
         "evidence_items": 3,
+        "evidence_window": 5,
         "evidence_use": "prompt",
         "evidence_followers": 4,
     }
@@ -413,9 +415,28 @@ def test_evidence_is_fused_with_both_stages(tiny_run, caplog, monkeypatch, metho
         assert (result[0].probability is not None) == bool(ranker_weight)
 
 
+def smoothed_shares(dataset, history: list[int], pool: list[int], window: int) -> np.ndarray:
+    """By hand: for each item of a history, what followed it in training, joined by popularity."""
+    rows = dataset.inter_feat
+    columns = (rows[name] for name in ("user_id", "item_id", "item_id_list", "item_length"))
+    sequences = training_sequences(*(column.numpy() for column in columns)).values()
+    popularity = np.ones(dataset.item_num)
+    np.add.at(popularity, np.concatenate(list(sequences)), 1)
+    popularity /= popularity.sum()
+    total = np.zeros(dataset.item_num)
+    for item in history:
+        counts = PRIOR_COUNT * popularity
+        for own in sequences:
+            for place in np.flatnonzero(own == item):
+                for step, follower in enumerate(own[place + 1 :][:window], start=1):
+                    counts[follower] += 1 / step
+        total += counts / counts.sum()
+    return total[pool] / len(history)
+
+
 def test_the_evidences_scores_are_its_shares(tiny_run):
-    """By hand, from what the evaluation notes: the retriever's log-probabilities and the shares."""
-    settings = {"rerank_fusion": "auto", "evidence_items": 3, "epochs": 0}
+    """From what the evaluation notes: the retriever's log-probabilities and the shares."""
+    settings = {"rerank_fusion": "auto", "evidence_items": 3, "evidence_window": 2, "epochs": 0}
     trainer, train, valid, _ = trainer_of(tiny_run | settings)
     trainer.fit(train, valid)
     model = trainer.model
@@ -427,7 +448,7 @@ def test_the_evidences_scores_are_its_shares(tiny_run):
     for place in range(0, len(pools), 5):
         length = int(rows["item_length"][place])
         history = rows["item_id_list"][place, :length].tolist()
-        shares = model.neighbours.summed_shares(history, pools[place].numpy())
+        shares = smoothed_shares(train.dataset, history[-3:], pools[place].tolist(), window=2)
         assert scores.evidence[place].numpy() == pytest.approx(np.log(shares))
         found = scores.retriever[place].log_softmax(0).double() + 2.0 * np.log(shares)
         if (pools[place] == targets[place, 1]).any():
