@@ -89,8 +89,8 @@ class LlamaRecTrainer(Trainer):
     ):
         """Train both stages; arguments and result are those of RecBole's ``Trainer.fit``.
 
-        ``callback_fn`` is called after each validation of the ranker or, where there is none
-        (``ranking_method: none``), after each epoch of the retriever.
+        ``callback_fn`` is called after each validation of the ranker, for one that is not tuned
+        after its fusion is fitted, and without a ranker after each epoch of the retriever.
 
         The language model is loaded first, so that whatever is wrong with it, its labels or its
         adapter is reported before the retriever is trained.
@@ -124,6 +124,8 @@ class LlamaRecTrainer(Trainer):
                 self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
             with self.journal.timed("label prior and fusion"):
                 self._calibrate(train_data, valid_data, show_progress)
+            if callback_fn and self.journal.validation and not self.journal.ranker.scores:
+                callback_fn(0, self.best_valid_score)
         elif valid_data:
             self.best_valid_result = super().evaluate(valid_data, load_best_model=False)
             self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
@@ -146,7 +148,8 @@ class LlamaRecTrainer(Trainer):
         is_tuned = self.settings.ranking_method != "generate"
         size = self.config["train_batch_size"]
         batches = samples.batches(self.epochs if is_tuned else 0, size)
-        subset = self._subset(valid_data, self.settings.train_eval_rows) if valid_data else None
+        is_validated = valid_data and (batches or not self._fusion_validates)
+        subset = self._subset(valid_data, self.settings.train_eval_rows) if is_validated else None
         if verbose:
             self.logger.info(
                 f"Stage 2 of 2: tuning the ranker on {sum(map(len, batches))} samples in "
@@ -309,6 +312,13 @@ class LlamaRecTrainer(Trainer):
         of_all: list = [None] * self.config["world_size"]
         dist.all_gather_object(of_all, arrays)
         return {name: np.concatenate([part[name] for part in of_all]) for name in arrays}
+
+    @property
+    def _fusion_validates(self) -> bool:
+        """Whether fitting the fusion gives the result on validation, as far as it is asked for."""
+        is_fitted = self.settings.rerank_fusion == "auto"
+        can_be = self.settings.ranking_method != "generate"
+        return is_fitted and can_be and only_rank_metrics(self.config["metrics"])
 
     def _is_validation_step(self, step: int, n_steps: int) -> bool:
         every = self.settings.train_eval_steps

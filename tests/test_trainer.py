@@ -149,6 +149,23 @@ def test_callback_and_no_validation_data(tiny_run):
     assert trainer.evaluate(None) is None
 
 
+@pytest.mark.parametrize("fusion", ["auto", None])
+def test_a_ranker_that_is_not_tuned_is_validated_once(tiny_run, fusion):
+    """Where the fusion is fitted, its rows are those of the validation; no others are ranked."""
+    calls, ranked = [], []
+    settings = {"epochs": 0, "rerank_fusion": fusion, "train_eval_rows": 7}
+    trainer, train, valid, _ = trainer_of(tiny_run | settings)
+    rank = trainer.model.ranker.rank
+    trainer.model.ranker.rank = lambda h, c, p: ranked.append(len(h)) or rank(h, c, p)
+    score, result = trainer.fit(train, valid, callback_fn=lambda *call: calls.append(call))
+    assert calls == [(0, score)] and score == result["ndcg@10"]
+    if fusion is None:
+        assert sum(ranked) <= 7
+    else:
+        assert sum(ranked) == trainer.journal.fusion.n_rows
+        assert result == trainer.journal.validation["fused"]
+
+
 def test_a_ranker_worse_than_its_retriever_is_called_so(tiny_run, caplog):
     trainer, train, valid, test = trainer_of(tiny_run)
     trainer.fit(train, valid)
