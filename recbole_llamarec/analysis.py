@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = describe(users, options.candidates, options.topk)
     print(text)
     if options.out:
-        options.out.with_suffix(".md").write_text(text, encoding="utf-8")
+        Path(f"{options.out}.md").write_text(text, encoding="utf-8")
         figure = plot(users, options.candidates, options.topk)
-        figure.write_html(options.out.with_suffix(".html"), include_plotlyjs=True)
+        figure.write_html(f"{options.out}.html", include_plotlyjs=True)
 
 
 def read_users(file: Path, with_ranker: bool = True) -> pd.DataFrame:

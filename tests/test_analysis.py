@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -56,13 +58,13 @@ def test_more_candidates_than_the_run_had_are_refused(users_file):
 
 
 def test_the_command_writes_tables_and_plots(users_file, tmp_path, capsys):
-    out = tmp_path / "analysis"
+    out = tmp_path / "run.seed=1"
     analysis.main([str(users_file), "--candidates=8", f"--out={out}"])
-    text = out.with_suffix(".md").read_text()
+    text = Path(f"{out}.md").read_text()
     assert text in capsys.readouterr().out
     for title in ("rank of the target", "items in the history", "By place", "Popularity"):
         assert title in text
-    page = out.with_suffix(".html").read_text()
+    page = Path(f"{out}.html").read_text()
     assert "plotly" in page and "src=" not in page.split("<body>")[0]
 
 
