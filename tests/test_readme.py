@@ -128,10 +128,16 @@ ELSEWHERE = {
     "pip install hyperopt": INSTALLS,
     "pip install 'ray[tune]'": "it installs packages: tests/test_hyper_tuning.py, where Ray is",
     "python benchmarks/run.py benchmarks/suites/paper.yaml --data dataset": (
-        "it takes days: tests/benchmarks/test_suite.py runs a suite of four cells"
+        "it takes days: tests/benchmarks/test_suite.py runs a suite of five cells"
     ),
     "python benchmarks/run.py benchmarks/suites/ranker.yaml --data dataset": (
-        "it takes hours: tests/benchmarks/test_suite.py runs a suite of four cells"
+        "it takes hours: tests/benchmarks/test_suite.py runs a suite of five cells"
+    ),
+    "python benchmarks/run.py benchmarks/suites/settings.yaml --data dataset": (
+        "it takes hours: tests/benchmarks/test_suite.py runs a suite of five cells"
+    ),
+    "python benchmarks/run.py benchmarks/suites/retrievers.yaml --data dataset": (
+        "it takes hours: tests/benchmarks/test_suite.py runs a suite of five cells"
     ),
     "python benchmarks/speed.py ml-100k --out benchmarks/results/speed --gguf … --prompts 8 "
     "--rows 500": "it takes hours: tests/benchmarks/test_speed.py",

@@ -16,6 +16,8 @@ import pytest
 import yaml
 from helpers import ROOT, environment, write_dataset
 
+from recbole_llamarec.settings import llamarec_keys
+
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from run import Runner
@@ -127,6 +129,21 @@ def test_a_wrong_suite_is_refused(tmp_path, change, words):
     with pytest.raises(ValueError) as error:
         read_suite(file)
     assert all(word in str(error.value) for word in [str(file), *words])
+
+
+@pytest.mark.parametrize(
+    "file", (ROOT / "benchmarks" / "suites").glob("*.yaml"), ids=lambda f: f.stem
+)
+def test_the_suites_can_be_read(file):
+    """Each cell has a name of its own, and every key of LlamaRec that it sets is one."""
+    suite = read_suite(file)
+    results: dict = {}
+    for _ in range(4):  # what runs behind a grid is known when the grid is finished
+        cells = list(suite.cells(results))
+        results = {cell.identifier: result(0.1) for cell in cells}
+    assert len({cell.identifier for cell in cells}) == len(cells) == suite.n_cells
+    keys = {key for cell in cells if cell.model == "LlamaRec" for key in cell.settings}
+    assert keys <= {*llamarec_keys(), "epochs"}
 
 
 def start(folder: Path, suite: Path, out: str) -> subprocess.Popen:
