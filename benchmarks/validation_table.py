@@ -9,7 +9,7 @@ STAGES = ("retriever", "with evidence", "ranker", "fused")
 HEAD = [
     "setting",
     "rows",
-    *("LRURec", "and evidence", "ranker alone", "fused"),
+    *("retriever", "and evidence", "ranker alone", "fused"),
     "evidence adds, nats",
     "ranker adds, nats",
     "p",
