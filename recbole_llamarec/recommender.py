@@ -6,15 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.quick_start import load_data_and_model
 
-from recbole_llamarec.data.samples import SeenItems
-from recbole_llamarec.evaluation import best_first_of
-from recbole_llamarec.registry import no_command_line
+from recbole_llamarec.data.seen import SeenItems
+from recbole_llamarec.evaluation.passes import best_first_of
+from recbole_llamarec.integration.configs import no_command_line
+from recbole_llamarec.scoring.language_model import LanguageModel
+from recbole_llamarec.scoring.scorer import Rows
 
 Candidate = str | Mapping[str, str]
 
@@ -29,8 +32,8 @@ class Recommendation:
         rank: in the result, from 1.
         score: final score among the candidates, higher is better; ``None`` behind them, and where
             the order is the retriever's.
-        probability: the ranker's, among the candidates; ``None`` likewise, and where the ranker was
-            not called.
+        probability: the language model's, among the candidates; ``None`` likewise, and where it
+            has no weight and was not asked.
         retriever_rank: rank in the catalogue by the retriever alone; ``None`` for candidates that
             were given, which it does not see.
     """
@@ -73,10 +76,19 @@ class Recommender:
     # --- items ---------------------------------------------------------------------------------
 
     @property
+    def language_model(self) -> LanguageModel | None:
+        """The scorer that reads prompts, if the model has one."""
+        scorers = self.model.scorers.values()
+        return next((own for own in scorers if isinstance(own, LanguageModel)), None)
+
+    @property
     def texts(self) -> Sequence[str]:
-        """The text of each item id, as prompts show it."""
-        is_loaded = self.model.ranker_has_a_say
-        return self.model.ranker.prompts.titles if is_loaded else self.model.item_texts
+        """The text of each item id, as prompts show it where the language model has weight."""
+        scorer = self.language_model
+        if scorer is None or not self.model.fusion.takes_part(scorer.name):
+            return self.model.item_texts
+        prompts = scorer.ranker.prompts
+        return self.model.item_texts if prompts is None else prompts.titles
 
     def ids_of(self, tokens: Sequence[str]) -> list[int]:
         """Item ids of tokens.
@@ -104,7 +116,7 @@ class Recommender:
         """The best items for each history, of users known or new.
 
         The first ``rerank_candidates`` items of the retriever are put into the final order; what
-        comes behind them is in the retriever's. A ranker whose weight is 0 is not called.
+        comes behind them is in the retriever's. Scorers whose weight is 0 are not asked.
 
         Args:
             histories: item tokens in chronological order, at least one each.
@@ -124,24 +136,25 @@ class Recommender:
         if not ids:
             return []
         interaction, seen = self._rows(ids, users)
-        rows = torch.arange(len(ids))
-        order, scores = model.retrieve_with_scores(interaction, seen, rows)  # [B, N] both
-        order, scores = order.cpu(), scores.cpu()
+        every = torch.arange(len(ids))
+        candidates = model.propose(interaction, seen, every)
+        order = candidates.order.cpu()  # [B, N]
         final = order.clone()
         details: list[dict[int, tuple[float, float | None]]] = [{} for _ in ids]
-        if model.changes_order:
-            candidates = order[:, :n_candidates]  # [B, K]
-            by_stage = model.all_scores(scores.gather(1, candidates), ids, candidates)
-            by_all = model.final_scores(by_stage)  # [B, K]
-            best_first = best_first_of(by_all)  # [B, K]
-            final[:, :n_candidates] = candidates.gather(1, best_first)
-            no_probability = [[None] * n_candidates for _ in ids]
-            is_read = by_stage.ranker is not None
-            probabilities = by_stage.ranker.exp().tolist() if is_read else no_probability
+        if model.fusion.changes_order:
+            items = candidates.items.cpu()  # [B, K]
+            rows = Rows(ids, interaction[model.USER_ID].cpu())
+            opinions = model.opinions(rows, items)
+            scores = model.final_scores(candidates.scores.cpu(), opinions)  # [B, K]
+            final[:, :n_candidates] = items.gather(1, best_first_of(scores))
+            read = opinions.get(self.language_model.name) if self.language_model else None
+            probabilities = (
+                [[None] * n_candidates for _ in ids] if read is None else read.exp().tolist()
+            )
             details = [
-                dict(zip(items, zip(found, row, strict=True), strict=True))
-                for items, found, row in zip(
-                    candidates.tolist(), by_all.tolist(), probabilities, strict=True
+                dict(zip(row, zip(own, chances, strict=True), strict=True))
+                for row, own, chances in zip(
+                    items.tolist(), scores.tolist(), probabilities, strict=True
                 )
             ]
         retrieved = order[:, : max(k, n_candidates)].tolist()  # no other can be in the result
@@ -179,7 +192,7 @@ class Recommender:
         flat = np.concatenate([np.asarray(history) for history in histories])
         lengths = [len(history) for history in histories]
         of_rows = np.repeat(rows.numpy(), lengths)
-        seen = SeenItems.from_rows(of_rows, flat, flat[:, None] * 0, len(histories))
+        seen = SeenItems.from_pairs(of_rows, flat, len(histories))
         return interaction, seen
 
     def _result(
@@ -233,11 +246,11 @@ class Recommender:
         Raises:
             ValueError: an item is unknown, or candidates are fewer than two or repeated.
         """
-        self._check_ranker()
+        scorer = self._reader()
         ids = [self.ids_of(history) for history in histories]
-        with self._pool_ids(pools) as pool_ids:
-            ranked = self._rank_windows(ids, pool_ids)
-            titles, n_items = self.model.ranker.prompts.titles, self.model.n_items
+        with self._pool_ids(scorer, pools) as pool_ids:
+            ranked = self._rank_windows(scorer, ids, pool_ids)
+            titles, n_items = scorer.ranker.prompts.titles, self.model.n_items
             return [
                 [
                     Recommendation(
@@ -259,20 +272,27 @@ class Recommender:
         Raises:
             ValueError: as there; or there are more candidates than labels.
         """
-        self._check_ranker()
-        with self._pool_ids([candidates]) as (pool,):
-            shown = self.model.shown_history(self.ids_of(history), pool)
-            return self.model.ranker.prompts.text(shown, pool)
+        scorer = self._reader()
+        with self._pool_ids(scorer, [candidates]) as (pool,):
+            return scorer.ranker.prompts.text(self.ids_of(history), pool)
 
-    def _check_ranker(self) -> None:
-        if not self.model.is_ranker_attached:
-            raise ValueError("This model has no ranker (ranking_method: none, or not tuned).")
+    def _reader(self) -> Any:
+        """The language model, which must have prompts."""
+        scorer = self.language_model
+        if scorer is None or scorer.ranker.prompts is None:
+            raise ValueError(
+                "This model has no language model that reads prompts (ranking_method: "
+                f"{self.model.settings.ranking_method})."
+            )
+        return scorer
 
     @contextmanager
-    def _pool_ids(self, pools: Sequence[Sequence[Candidate]]) -> Iterator[list[list[int]]]:
+    def _pool_ids(
+        self, scorer: Any, pools: Sequence[Sequence[Candidate]]
+    ) -> Iterator[list[list[int]]]:
         """Ids of candidates; those given by text have one within the context only."""
         texts = [c["text"] for pool in pools for c in pool if not isinstance(c, str)]
-        with self.model.ranker.prompts.with_titles(texts) as added:
+        with scorer.ranker.prompts.with_titles(texts) as added:
             number_of = dict(zip(texts, added, strict=True))
             ids = [
                 [self.ids_of([c])[0] if isinstance(c, str) else number_of[c["text"]] for c in pool]
@@ -287,12 +307,10 @@ class Recommender:
             yield ids
 
     def _rank_windows(
-        self, histories: list[list[int]], pools: list[list[int]]
+        self, scorer: LanguageModel, histories: list[list[int]], pools: list[list[int]]
     ) -> list[list[tuple[int, float]]]:
         """Each pool's items, best first, with the scores of the last window that they stood in."""
-        settings = self.model.settings
-        by_labels = settings.ranking_method != "likelihood"
-        size = settings.rerank_candidates if by_labels else max(map(len, pools), default=0)
+        size = scorer.ranker.max_candidates or max(map(len, pools), default=0)
         orders = [list(pool) for pool in pools]
         scores: list[dict[int, float]] = [{} for _ in pools]
         starts = [window_starts(len(pool), size) for pool in pools]
@@ -304,10 +322,10 @@ class Recommender:
             for rows in by_length.values():
                 places = [slice(starts[row][turn], starts[row][turn] + size) for row in rows]
                 windows = [orders[row][place] for row, place in zip(rows, places, strict=True)]
-                found = self.model.score_candidates(
-                    [histories[row] for row in rows], torch.tensor(windows)
-                ).tolist()  # [R, K]
-                for row, place, window, values in zip(rows, places, windows, found, strict=True):
+                users = torch.zeros(len(rows), dtype=torch.int64)
+                shown = Rows([histories[row] for row in rows], users)
+                scored = scorer.scores(shown, torch.tensor(windows)).tolist()  # [R, K]
+                for row, place, window, values in zip(rows, places, windows, scored, strict=True):
                     by_item = dict(zip(window, values, strict=True))
                     scores[row] |= by_item
                     orders[row][place] = sorted(window, key=by_item.__getitem__, reverse=True)

@@ -1,46 +1,53 @@
-"""Trains LlamaRec's two stages in one run and evaluates them side by side."""
+"""The phases of a run, in order: retriever, tuning, save, fusion, save, test."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
-import torch.distributed as dist
-from recbole.evaluator import Evaluator
 from recbole.trainer import Trainer
-from recbole.utils import calculate_valid_score, early_stopping, init_seed
-from tqdm import tqdm
+from recbole.utils import calculate_valid_score, init_seed
 
-from recbole_llamarec.evaluation import (
-    CandidateScores,
-    EvaluationPass,
-    EvaluationReport,
-    RecordingEvaluator,
-    only_rank_metrics,
-    rank_metrics,
-    ranks_of,
-    user_table,
-)
-from recbole_llamarec.fusion import Fusion, fit_fusion, fused
-from recbole_llamarec.ranking.adapter import adapter_state, load_adapter_state, save_adapter
-from recbole_llamarec.ranking.likelihood import LikelihoodRanker
-from recbole_llamarec.ranking.tuning import (
-    choice_step,
-    learning_rate_factor,
-    sequence_step,
-    tuning_step,
-)
-from recbole_llamarec.registry import loader_like
-from recbole_llamarec.report.collect import collect
-from recbole_llamarec.report.page import write_page
-from recbole_llamarec.report.record import Journal, write_record
+from recbole_llamarec import distributed
+from recbole_llamarec.evaluation.metrics import metrics_of_ranks, only_rank_metrics
+from recbole_llamarec.evaluation.passes import PassRecords
+from recbole_llamarec.evaluation.table import EvaluationReport, evaluation_report
+from recbole_llamarec.integration.configs import loader_like
+from recbole_llamarec.ranking.model.adapter import save_adapter
+from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
-from recbole_llamarec.run_log import RunLog
-from recbole_llamarec.tuning_samples import TuningSamples
+from recbole_llamarec.scoring.fusion import Fusion, fit_fusion
+from recbole_llamarec.scoring.language_model import LanguageModel
+from recbole_llamarec.tuning.curve import TrainingCurve
+from recbole_llamarec.tuning.loop import TuningLoop, TuningProgress
+from recbole_llamarec.tuning.plan import TuningPlan
+from recbole_llamarec.tuning.run_log import Journal, RunLog
+from recbole_llamarec.tuning.samples import TuningSamples
+from recbole_llamarec.tuning.state import RunState, ScoreLog, result_settings
+
+
+@dataclass(frozen=True)
+class TestedRun:
+    """A run that has been tested, for those who write about it.
+
+    Attributes:
+        checkpoint: of the run; its users' table lies beside it.
+        trainer: with model, configuration and journal.
+        report: of the test.
+        records: of the final order's pass, of this process.
+        loader: test data of this process.
+    """
+
+    checkpoint: Path
+    trainer: LlamaRecTrainer
+    report: EvaluationReport
+    records: PassRecords
+    loader: Any
 
 
 class LlamaRecTrainer(Trainer):
@@ -48,35 +55,42 @@ class LlamaRecTrainer(Trainer):
 
     RecBole's own training keys (``epochs``, ``train_batch_size``, ``learner``, ``learning_rate``,
     ``weight_decay``, ``clip_grad_norm``, ``stopping_step``) are the ranker's; the retriever has its
-    own under ``retriever_config``. ``stopping_step`` counts validations of the ranker.
+    own under ``retriever_config``. ``stopping_step`` counts validations of the ranker. A run that
+    saves checkpoints can be interrupted anywhere; the same run then goes on.
 
     Attributes:
         report: of the last :meth:`evaluate`, ``None`` before.
-        journal: curves and times, for the report as a page.
-        writes_report: whether :meth:`evaluate` writes that page: after a :meth:`fit` that saved a
-            checkpoint, but not where it was quiet, as RecBole's ``HyperTuning`` has it.
+        journal: curves and times.
+        after_test: called with every saved run that has been tested, such as a writer of reports.
     """
+
+    after_test: ClassVar[list[Callable[[TestedRun], None]]] = []
 
     saved_model_file: str
     best_valid_score: float
-    cur_step: int
 
     def __init__(self, config, model):
         super().__init__(config, model)
         self.settings = model.settings
-        self.evaluator: Evaluator = RecordingEvaluator(config)
         self.skip_misses = self.settings.rerank_skip_misses and only_rank_metrics(config["metrics"])
         self.report: EvaluationReport | None = None
         self.run_log = RunLog(self.tensorboard, self.wandblogger)
-        self.journal, self.writes_report = Journal(), False
-        if self._is_distributed:  # each process named the file by its own clock
-            names = [self.saved_model_file]
-            dist.broadcast_object_list(names)
-            self.saved_model_file = names[0]
+        self.journal = Journal()
+        self.saved_model_file = distributed.from_first(self.saved_model_file)
+        self._resume = self.settings.resume
+        self._state: RunState | None = None  # of the first process
+        self._score_log: ScoreLog | None = None
+        self._writes_report = False
 
     @property
-    def _is_distributed(self) -> bool:
-        return not self.config["single_spec"]
+    def language_model(self) -> LanguageModel | None:
+        """The scorer that is tuned, if the run has one."""
+        scorers = self.model.scorers.values()
+        return next((own for own in scorers if isinstance(own, LanguageModel)), None)
+
+    def resume_checkpoint(self, resume_file) -> None:
+        """Let :meth:`fit` go on with an interrupted run, as the key ``resume`` does."""
+        self._resume = str(resume_file)
 
     def fit(
         self,
@@ -87,7 +101,7 @@ class LlamaRecTrainer(Trainer):
         show_progress=False,
         callback_fn=None,
     ):
-        """Train both stages; arguments and result are those of RecBole's ``Trainer.fit``.
+        """Train; arguments and result are those of RecBole's ``Trainer.fit``.
 
         ``callback_fn`` is called after each validation of the ranker, for one that is not tuned
         after its fusion is fitted, and without a ranker after each epoch of the retriever.
@@ -96,233 +110,220 @@ class LlamaRecTrainer(Trainer):
         adapter is reported before the retriever is trained.
         """
         self.eval_collector.data_collect(train_data)
-        self.journal, self.writes_report = Journal(), saved and verbose
-        if self.settings.has_ranker:
+        self.journal, self._writes_report = Journal(), saved and verbose
+        phases = self._claim(train_data, valid_data) if saved else {}
+        if self.language_model is not None:
             with self.journal.timed("loading the language model"):
-                self.model.ranker  # noqa: B018
-        if self.settings.retriever_checkpoint:
-            load_retriever(
-                self.model.retriever, self.settings.retriever, self.settings.retriever_checkpoint
-            )
-        else:
-            file = Path(self.saved_model_file).with_suffix(f".{self.settings.retriever}.pth")
-            with self.journal.timed("training the retriever"):
-                self.journal.retriever = train_retriever(
-                    self.model.retriever_config,
-                    self.model.retriever,
-                    train_data,
-                    valid_data,
-                    file,
-                    keep_file=saved,
-                    show_progress=show_progress,
-                    log_directory=self.tensorboard.log_dir,
-                    seen=self.model.seen if self.settings.rerank_mask_seen else None,
-                    callback_fn=None if self.settings.has_ranker else callback_fn,
-                )
-        if self.settings.has_ranker:
+                self.language_model.ranker  # noqa: B018
+        self._train_retriever(phases, train_data, valid_data, saved, show_progress, callback_fn)
+        if self.language_model is not None:
             with self.journal.timed("tuning the ranker"):
-                self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
-            with self.journal.timed("label prior and fusion"):
-                self._calibrate(train_data, valid_data, show_progress)
-            if callback_fn and self.journal.validation and not self.journal.ranker.scores:
-                callback_fn(0, self.best_valid_score)
-        elif valid_data:
-            self.best_valid_result = super().evaluate(valid_data, load_best_model=False)
-            self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
+                self._tune(phases, train_data, valid_data, verbose, show_progress, callback_fn)
+            if saved:
+                self._save_both(verbose)
+        with self.journal.timed("fusion"):
+            self._fuse(phases, valid_data, show_progress)
+        if callback_fn and self.journal.validation and not self.journal.ranker.scores:
+            callback_fn(0, self.best_valid_score)
         self._add_hparam_to_tensorboard(self.best_valid_score)
         if saved:
             self._save_both(verbose)
         return self.best_valid_score, self.best_valid_result
 
-    # --- the ranker ----------------------------------------------------------------------------
+    # --- going on with an interrupted run --------------------------------------------------------
 
-    def _tune(self, train_data, valid_data, verbose, show_progress, callback_fn) -> None:
+    def _claim(self, train_data, valid_data) -> dict[str, dict[str, Any]]:
+        """Take up an interrupted run's state, or begin one; what each phase had come to."""
+        every = self.settings.save_every_minutes
+        stem, phases = Path(self.saved_model_file).with_suffix(""), {}
+        if distributed.is_first():
+            if self._state is not None:
+                self._state.close()
+            valid = valid_data.dataset if valid_data else None
+            settings = result_settings(self.config, train_data.dataset, valid)
+            resume = Path(self._resume) if self._resume else None
+            self._state = RunState.claim(stem, settings, every, resume)
+            stem, phases = self._state.stem, self._state.phases
+        stem, phases = distributed.from_first((stem, phases))
+        self.saved_model_file = str(stem.with_name(f"{stem.name}.pth"))
+        self._score_log = ScoreLog(stem, distributed.rank(), distributed.world_size(), every)
+        return phases
+
+    def _put(self, phase: str, state: dict[str, Any]) -> None:
+        if self._state is not None:
+            self._state.put(phase, state)
+
+    @contextmanager
+    def _scoring(self, name: str, show_progress: bool, **options):
+        """One pass of the model over evaluation data, whose scored batches are kept."""
+        language_model = self.language_model
+        with ExitStack() as stack:
+            if language_model is not None:
+                log = self._score_log.begin(name) if self._score_log else None
+                stack.enter_context(language_model.logging_batches(log, show_progress))
+            yield stack.enter_context(self.model.evaluating(rerank=True, **options))
+
+    # --- phases ----------------------------------------------------------------------------------
+
+    def _train_retriever(
+        self, phases, train_data, valid_data, saved, show_progress, callback_fn
+    ) -> None:
+        name, retriever = self.settings.retriever, self.model.retriever
+        if self.settings.retriever_checkpoint:
+            load_retriever(retriever, name, self.settings.retriever_checkpoint)
+            return
+        file = Path(self.saved_model_file).with_suffix(f".{name}.pth")
+        state = phases.get("retriever", {})
+        if state.get("curve") and file.is_file():
+            load_retriever(retriever, name, file, key="checkpoint_dir")
+            self.journal.retriever = TrainingCurve.from_state(state["curve"])
+            return
+        with self.journal.timed("training the retriever"):
+            self.journal.retriever = train_retriever(
+                self.model.retriever_config,
+                retriever,
+                train_data,
+                valid_data,
+                file,
+                keep_file=saved,
+                show_progress=show_progress,
+                log_directory=self.tensorboard.log_dir,
+                seen=self.model.seen if self.settings.rerank_mask_seen else None,
+                callback_fn=callback_fn if self.language_model is None else None,
+                saved=state.get("training"),
+                save=(lambda own: self._put("retriever", {"training": own})) if saved else None,
+            )
+        if saved:
+            self._put("retriever", {"curve": self.journal.retriever.state()})
+
+    def _tune(self, phases, train_data, valid_data, verbose, show_progress, callback_fn) -> None:
         """Tune the adapter and keep its best state on validation."""
-        # Dropout must not depend on whether the retriever was trained in this run or loaded.
-        init_seed(self.config["seed"] + self.config["local_rank"], self.config["reproducibility"])
-        model = self.model.ranker.model
-        if self.settings.ranking_method == "generate" and self.epochs:
-            self.logger.warning("ranking_method: generate is not tuned; it ranks as it is loaded.")
-        optimizer = self._build_optimizer(params=[p for p in model.parameters() if p.requires_grad])
+        language_model: Any = self.language_model
+        init_seed(self.config["seed"], self.config["reproducibility"])
+        self.model.fusion = Fusion.from_setting(self._fusion_of_tuning, [language_model.name])
         samples = TuningSamples(self.model, train_data.dataset, self.config["seed"])
-        is_tuned = self.settings.ranking_method != "generate"
-        size = self.config["train_batch_size"]
-        batches = samples.batches(self.epochs if is_tuned else 0, size)
-        is_validated = valid_data and (batches or not self._fusion_validates)
-        subset = self._subset(valid_data, self.settings.train_eval_rows) if is_validated else None
+        plan = self._plan(samples, language_model.ranker, valid_data)
         if verbose:
+            n_samples = sum(map(len, plan.batches))
             self.logger.info(
-                f"Stage 2 of 2: tuning the ranker on {sum(map(len, batches))} samples in "
-                f"{len(batches)} steps"
+                f"Stage 2 of 2: tuning the ranker on {n_samples} samples in {len(plan.batches)} "
+                "steps"
             )
-        prompts = self.model.ranker.prompts
-        shortened_before = prompts.n_shortened
-        best_adapter, losses, start = None, [], time.time()
-        options = {"desc": "Tune", "unit": "sample", "ncols": 100, "disable": not show_progress}
-        with tqdm(total=sum(map(len, batches)), **options) as progress:
-            nothing = np.empty(0, dtype=np.int64)  # step 0 validates, where there is no other step
-            for step, rows in enumerate([nothing, *batches]):
-                if step:
-                    factor = learning_rate_factor(self.settings.train_schedule, step, len(batches))
-                    for group in optimizer.param_groups:
-                        group["lr"] = factor * self.config["learning_rate"]
-                    loss = self._tuning_step(samples, rows, step, optimizer, progress.update)
-                    losses.append(loss)
-                    self.run_log.tuning_step(step, loss)
-                    self.journal.ranker.losses[step] = loss
-                    progress.set_postfix(loss=f"{losses[-1]:.4f}")
-                if subset is None or not self._is_validation_step(step, len(batches)):
-                    continue
-                score, improved, stop = self._validate(subset, step, show_progress)
-                self.journal.ranker.scores[step] = score
-                if verbose:
-                    mean = f"{np.mean(losses):.4f}" if losses else "-"
-                    seconds = time.time() - start
-                    self.logger.info(
-                        f"ranker step {step} [time: {seconds:.2f}s, train loss: {mean}, "
-                        f"valid_score: {score:.6f} on {len(subset.dataset)} rows]"
-                    )
-                if callback_fn:
-                    callback_fn(step, score)
-                losses = []
-                if improved:
-                    best_adapter = adapter_state(model)
-                if stop:
-                    break
-        if verbose:
-            prompts.report_shortened(since=shortened_before)
-        if best_adapter is not None:
-            load_adapter_state(model, best_adapter)
+        n_rows = self.settings.train_eval_rows
+        subset = self._subset(valid_data, n_rows) if valid_data else None
 
-    def _tuning_step(
-        self, samples: TuningSamples, rows: np.ndarray, step: int, optimizer, on_progress
-    ) -> float:
-        if self._is_distributed:  # a batch smaller than the processes is given to each whole
-            share = rows[self.config["local_rank"] :: self.config["world_size"]]
-            rows = share if len(rows) >= self.config["world_size"] else rows
-        ranker, batch_tokens = self.model.ranker, self.settings.train_batch_tokens
-        options = {
-            "clip_norm": (self.clip_grad_norm or {}).get("max_norm"),
-            "reduce_gradients": _average_over_processes if self._is_distributed else None,
-            "on_progress": on_progress,
-        }
-        loss = self.settings.train_loss
-        if loss == "titles":
-            sequences = samples.histories_with_targets(rows)
-            return sequence_step(ranker, sequences, optimizer, batch_tokens, **options)
-        pools = samples.pools(rows, step)
-        candidates = [candidates.tolist() for candidates, _ in pools]
-        if isinstance(ranker, LikelihoodRanker):
-            shown = samples.histories_with_evidence(rows, pools)
-            targets = samples.choices(rows, pools)  # [B, K]
-            return choice_step(
-                ranker, shown, candidates, targets, optimizer, batch_tokens, **options
-            )
-        labels = [label for _, label in pools]
-        batch = samples.histories(rows), candidates, labels
-        return tuning_step(ranker, *batch, optimizer, batch_tokens, loss, **options)
+        def validate(step: int, progress: TuningProgress) -> tuple[float, dict[str, float]]:
+            with self._scoring(f"validation {step}", show_progress, skip_misses=self.skip_misses):
+                result = super(LlamaRecTrainer, self).evaluate(subset, load_best_model=False)
+            result = {name: float(value) for name, value in result.items()}
+            score = float(calculate_valid_score(result, self.valid_metric))
+            self.run_log.validation(step, score, result)
+            if verbose:
+                mean = f"{np.mean(progress.losses):.4f}" if progress.losses else "-"
+                self.logger.info(
+                    f"ranker step {step} [train loss: {mean}, valid_score: {score:.6f} on "
+                    f"{len(subset.dataset)} rows]"
+                )
+            if callback_fn:
+                callback_fn(step, score)
+            return score, result
 
-    # --- what is fitted after tuning -----------------------------------------------------------
-
-    def _calibrate(self, train_data, valid_data, show_progress: bool) -> None:
-        """Measure the label prior and fit the fusion, as far as the settings ask for them."""
-        if self.settings.ranking_method == "generate":
-            return
-        if self.settings.rerank_label_prior_rows:
-            self._measure_label_prior(train_data.dataset, show_progress)
-        if self.settings.rerank_fusion == "auto" and not valid_data:
-            self.logger.warning(
-                "rerank_fusion: auto needs validation data; the ranker's order stands alone."
-            )
-        elif self.settings.rerank_fusion == "auto":
-            self._fit_fusion(valid_data, show_progress)
-
-    def _measure_label_prior(self, dataset, show_progress: bool) -> None:
-        """Estimate the label prior on training rows with random pools, and subtract it from now."""
-        samples = TuningSamples(self.model, dataset, self.config["seed"])
-        histories, pools = samples.for_label_prior()
-        prior = self.model.ranker.measure_label_prior(histories, pools, show_progress)
-        self.model.ranker.label_prior = prior
-        labels = self.settings.verbalizer_labels
-        self.logger.info(
-            f"Label prior on {len(pools)} rows, subtracted: standard deviation {prior.std():.3f} "
-            f"nats, highest {labels[int(prior.argmax())]} ({prior.max():+.3f}), lowest "
-            f"{labels[int(prior.argmin())]} ({prior.min():+.3f})"
+        weights = [w for w in language_model.ranker.model.parameters() if w.requires_grad]
+        loop = TuningLoop(
+            language_model,
+            samples,
+            plan,
+            self._build_optimizer(params=weights),
+            TokenBudget(self.settings.train_batch_tokens, "train_batch_tokens"),
+            validate,
+            self.run_log.tuning_step,
+            lambda state: self._put("tuning", state),
+            lambda: self._state is not None and self._state.is_due,
         )
-
-    def _fit_fusion(self, valid_data, show_progress: bool) -> None:
-        """Fit the ranker's weight on validation rows; the best validation result is then fused."""
-        subset = self._subset(valid_data, self.settings.rerank_fusion_rows)
-        self.model.fusion_weight, self.model.evidence_weight = None, 0.0
-        with self.model.evaluating(
-            rerank=True, skip_misses=True, show_progress=show_progress
-        ) as noted:
-            super().evaluate(subset, load_best_model=False)
-        found = self._gathered(noted)
-        stages = found["retriever"], found["ranker"], found["places"], found.get("evidence")
-        fusion = fit_fusion(*stages)
-        self.model.fusion_weight, self.journal.fusion = fusion.weight, fusion
-        if fusion.evidence is not None:
-            self.model.evidence_weight = fusion.evidence.weight
-            self.model.evidence_weight_alone = fusion.evidence.without_ranker
-        for line in fusion.summary().splitlines():
-            self.logger.info(line)
-        if not only_rank_metrics([self.valid_metric.split("@")[0]]):
-            return
-        results = self.journal.validation = self._results_by_stage(found, fusion)
-        line = ", ".join(f"{k} {v[self.valid_metric.lower()]:.4f}" for k, v in results.items())
-        self.logger.info(f"{self.valid_metric} on {len(found['ranks'])} validation rows: {line}")
-        self.best_valid_result = {**(self.best_valid_result or {}), **results["fused"]}
-        self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
-
-    def _results_by_stage(
-        self, found: Mapping[str, np.ndarray], fusion: Fusion
-    ) -> dict[str, dict[str, float]]:
-        """Metrics over the rows of a pass in the order of each stage and of all."""
-        orders = {"retriever": found["retriever"], "ranker": found["ranker"]}
-        opinions, weights = [found["ranker"]], [fusion.weight]
-        if fusion.evidence is not None:
-            evidence = found["evidence"]
-            alone = [fusion.evidence.without_ranker]
-            orders["with evidence"] = fused(found["retriever"], [evidence], alone)
-            opinions, weights = [evidence, *opinions], [fusion.evidence.weight, *weights]
-        orders["fused"] = fused(found["retriever"], opinions, weights)
-        results = {}
-        for name, scores in orders.items():
-            ranks = ranks_of(scores, found["places"])
-            of_all = found["ranks"].copy()
-            of_all[of_all <= self.settings.rerank_candidates] = ranks
-            columns = rank_metrics(of_all, self.config["metrics"], self.config["topk"])
-            results[name] = columns.mean().to_dict()
-        return results
-
-    def _gathered(self, noted) -> dict[str, np.ndarray]:
-        """What a pass has noted of the rows that were ranked, of all processes together."""
-        scores = CandidateScores.joined(noted.scores, self.settings.rerank_candidates)
-        found = {
-            "retriever": scores.retriever,
-            "ranker": scores.ranker,
-            "evidence": scores.evidence if self.settings.fuses_evidence else None,
-            "places": torch.cat([*noted.places, torch.empty(0, dtype=torch.int64)]),
-            "ranks": torch.cat(noted.ranks),
-        }
-        arrays = {name: values.numpy() for name, values in found.items() if values is not None}
-        if not self._is_distributed:
-            return arrays
-        of_all: list = [None] * self.config["world_size"]
-        dist.all_gather_object(of_all, arrays)
-        return {name: np.concatenate([part[name] for part in of_all]) for name in arrays}
+        progress = loop.run(phases.get("tuning"), show_progress)
+        self.journal.ranker = progress.curve
+        if progress.best_score is not None:
+            self.best_valid_score, self.best_valid_result = (
+                progress.best_score,
+                progress.best_result,
+            )
 
     @property
-    def _fusion_validates(self) -> bool:
-        """Whether fitting the fusion gives the result on validation, as far as it is asked for."""
-        is_fitted = self.settings.rerank_fusion == "auto"
-        can_be = self.settings.ranking_method != "generate"
-        return is_fitted and can_be and only_rank_metrics(self.config["metrics"])
+    def _fusion_of_tuning(self) -> float | None:
+        """The ranker alone is validated while it is tuned, but beside a weight that is given."""
+        weight = self.settings.rerank_fusion
+        return None if weight == "auto" else weight
 
-    def _is_validation_step(self, step: int, n_steps: int) -> bool:
-        every = self.settings.train_eval_steps
-        return step == n_steps or (every is not None and step > 0 and step % every == 0)
+    def _plan(self, samples: TuningSamples, ranker, valid_data) -> TuningPlan:
+        settings, config = self.settings, self.config
+        batches = samples.batches(self.epochs, config["train_batch_size"])
+        # Fitting the fusion validates all stages, as far as the metrics are of ranks.
+        fusion_validates = settings.rerank_fusion == "auto" and only_rank_metrics(config["metrics"])
+        return TuningPlan(
+            batches=batches,
+            loss=ranker.losses[settings.train_loss],
+            learning_rate=config["learning_rate"],
+            schedule=settings.train_schedule,
+            clip_norm=(self.clip_grad_norm or {}).get("max_norm"),
+            eval_steps=settings.train_eval_steps,
+            validates=bool(valid_data),
+            validates_untuned=not fusion_validates,
+            stopping_step=self.stopping_step,
+            bigger=self.valid_metric_bigger,
+            seed=config["seed"],
+        )
+
+    def _fuse(self, phases, valid_data, show_progress: bool) -> None:
+        """Set the fusion: fitted on validation where it is asked for."""
+        settings, names = self.settings, self.model.scorer_names
+        self.model.fusion = Fusion.from_setting(settings.rerank_fusion, names)
+        if not names:
+            if valid_data:
+                result = super().evaluate(valid_data, load_best_model=False)
+                self.best_valid_result = result
+                self.best_valid_score = calculate_valid_score(result, self.valid_metric)
+            return
+        if settings.rerank_fusion != "auto":
+            return
+        if not valid_data:
+            self.logger.warning(
+                "rerank_fusion: auto needs validation data; the language model's order stands "
+                "alone, or the retriever's where there is none."
+            )
+            self.model.fusion = Fusion.from_setting(None, names)
+            return
+        if "fusion" in phases:
+            self.model.fusion = Fusion.from_state(phases["fusion"]["fusion"])
+            self.journal.validation = phases["fusion"]["validation"]
+        else:
+            self._fit_fusion(valid_data, show_progress)
+        if validation := self.journal.validation:
+            final = list(validation.values())[-1]
+            self.best_valid_result = {**(self.best_valid_result or {}), **final}
+            self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
+
+    def _fit_fusion(self, valid_data, show_progress: bool) -> None:
+        """Fit the weights on validation rows, and take the metrics of all stages on them."""
+        subset = self._subset(valid_data, self.settings.rerank_fusion_rows)
+        names = self.model.scorer_names
+        with self._scoring("fusion", show_progress, skip_misses=True, all_scorers=True) as current:
+            super().evaluate(subset, load_best_model=False)
+        records = current.records(self.settings.rerank_candidates, names).of_all_processes()
+        opinions = {name: records.opinions[name] for name in names}
+        fusion = fit_fusion(records.ranked["retriever"], opinions, records.target_columns)
+        self.model.fusion = fusion
+        for line in fusion.summary().splitlines():
+            self.logger.info(line)
+        if only_rank_metrics([self.valid_metric.split("@")[0]]):
+            for stage in fusion.stages(self.settings.retriever, names):
+                columns = metrics_of_ranks(records.ranks_by(stage), self.config)
+                self.journal.validation[stage.name] = {
+                    k: float(v) for k, v in columns.mean().items()
+                }
+            metric, n_rows = self.valid_metric.lower(), len(records.rows["ranks"])
+            values = [f"{k} {v[metric]:.4f}" for k, v in self.journal.validation.items()]
+            self.logger.info(f"{metric} on {n_rows} validation rows: {'; '.join(values)}")
+        self._put("fusion", {"fusion": fusion.state(), "validation": self.journal.validation})
 
     def _subset(self, valid_data, n_rows: int | None):
         """A fixed random choice of validation rows, as a loader; ``None`` takes all."""
@@ -332,185 +333,77 @@ class LlamaRecTrainer(Trainer):
         subset = dataset.copy(dataset.inter_feat[torch.from_numpy(rows)])
         return loader_like(valid_data, self.config, subset)
 
-    def _validate(self, subset, step: int, show_progress: bool) -> tuple[float, bool, bool]:
-        """Validate the ranker: its score, whether it is the best so far, and whether to stop."""
-        with self.model.evaluating(
-            rerank=True, skip_misses=self.skip_misses, show_progress=show_progress
-        ):
-            result = super().evaluate(subset, load_best_model=False)
-        score = calculate_valid_score(result, self.valid_metric)
-        self.best_valid_score, self.cur_step, stop, improved = early_stopping(
-            score,
-            self.best_valid_score,
-            self.cur_step,
-            max_step=self.stopping_step,
-            bigger=self.valid_metric_bigger,
-        )
-        if improved:
-            self.best_valid_result = result
-        self.run_log.validation(step, score, result)
-        return score, improved, stop
-
     def _save_both(self, verbose: bool) -> None:
         """RecBole's one file, and the adapter beside it as a PEFT directory."""
         self._save_checkpoint(self.epochs - 1, verbose=verbose)
-        if self.config["local_rank"] == 0 and self.settings.has_ranker:
+        if self.language_model is not None and self.config["local_rank"] == 0:
             directory = Path(self.saved_model_file).with_suffix(".adapter")
-            save_adapter(self.model.ranker.model, directory)
+            save_adapter(self.language_model.ranker.model, directory)
             if verbose:
                 self.logger.info(f"Saving the adapter in PEFT's format: {directory}")
-        if self._is_distributed:
-            dist.barrier()
+        distributed.barrier()
 
-    # --- evaluation ----------------------------------------------------------------------------
+    # --- test ------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
-        """Evaluate the retriever alone, then LlamaRec; log the table; return LlamaRec's metrics.
+        """Evaluate every stage, log the table, return the metrics of the final order.
 
         Arguments and result are those of RecBole's ``Trainer.evaluate``.
         """
         if not eval_data:
             return None
-        options = {"skip_misses": self.skip_misses, "show_progress": show_progress}
+        names, n_candidates = self.model.scorer_names, self.settings.rerank_candidates
         with (
             self.journal.timed("test of the retriever"),
-            self.model.evaluating(rerank=False, **options) as first,
+            self.model.evaluating(rerank=False) as current,
         ):
             retriever = super().evaluate(eval_data, load_best_model, model_file, show_progress)
-        last = first
-        ranks = {"retriever": torch.cat(first.ranks).numpy()}
-        retrieved = torch.from_numpy(ranks["retriever"] <= self.settings.rerank_candidates)
-        on_retrieved = self._over_rows(retrieved)
-        llamarec, llamarec_on_retrieved = None, None
-        if self.settings.has_ranker:
+        final = retriever
+        if names:
+            options = {"skip_misses": self.skip_misses, "all_scorers": True}
             with (
-                self.journal.timed("test of LlamaRec"),
-                self.model.evaluating(rerank=True, **options) as last,
+                self.journal.timed("test of all stages"),
+                self._scoring("test", show_progress, **options) as current,
             ):
-                llamarec = super().evaluate(eval_data, False, None, show_progress)
-            if self.settings.fuses_evidence:
-                ranks["evidence"] = torch.cat(last.evidence_ranks).numpy()
-            if self.model.fusion_weight:
-                ranks["ranker"] = torch.cat(last.ranker_ranks).numpy()
-            ranks["llamarec"] = torch.cat(last.ranks).numpy()
-            llamarec_on_retrieved = self._over_rows(retrieved)
-        self.report = EvaluationReport(
-            retriever=retriever,
-            llamarec=llamarec,
-            retriever_on_retrieved=on_retrieved,
-            llamarec_on_retrieved=llamarec_on_retrieved,
-            users=self._user_table(
-                eval_data.dataset, torch.cat(first.targets).numpy(), ranks, last
-            ),
-            n_candidates=self.settings.rerank_candidates,
-            masks_seen=self.settings.rerank_mask_seen,
-            retriever_name=self.settings.retriever,
+                final = super().evaluate(eval_data, False, None, show_progress)
+        own = current.records(n_candidates, names)
+        self.report = evaluation_report(
+            self.model, own.of_all_processes(), eval_data.dataset, self.config, retriever, final
         )
         self._log_report(self.report)
-        self.run_log.report(self.report)
-        self._save_users(self.report)
-        self._save_report(self.report, eval_data, first, last)
-        return retriever if llamarec is None else llamarec
-
-    def _user_table(
-        self,
-        dataset,
-        targets: np.ndarray,
-        ranks: Mapping[str, np.ndarray],
-        ranking: EvaluationPass,
-    ):
-        """Ranks and metrics of all rows, and what they depend on, of all processes together."""
-        table = user_table(
-            dataset.id2token(dataset.uid_field, targets[:, 0]),
-            dataset.id2token(dataset.iid_field, targets[:, 1]),
-            ranks,
-            self.config["metrics"],
-            self.config["topk"],
-        )
-        counts = self.model.item_counts
-        table["history_length"] = [self.model.seen.of(user).size for user in targets[:, 0]]
-        table["target_count"] = counts[targets[:, 1]]
-        if ranking.shown:
-            shown, ranked = torch.cat(ranking.shown).numpy(), torch.cat(ranking.is_ranked).numpy()
-            for column, values in {
-                "shown_first": shown[:, 0],
-                "target_shown": shown[:, 1],
-                "first_count": counts[shown[:, 2]],
-            }.items():
-                table.loc[ranked, column] = values
-        if not self._is_distributed:
-            return table
-        parts: list = [None] * self.config["world_size"]
-        dist.all_gather_object(parts, table)
-        return pd.concat(parts, ignore_index=True)
-
-    def _save_users(self, report: EvaluationReport) -> None:
-        """Write the per-user metrics beside the checkpoint, where this run has saved one."""
-        checkpoint = Path(self.saved_model_file)
-        if self.config["local_rank"] == 0 and checkpoint.is_file():
-            file = checkpoint.with_suffix(".users.csv")
-            report.users.to_csv(file, index=False)
-            self.logger.info(f"Saving the metrics of each user: {file}")
-
-    def _save_report(
-        self, report: EvaluationReport, eval_data, first: EvaluationPass, last: EvaluationPass
-    ) -> None:
-        """Write the run's record and its page beside the checkpoint, where this run saved one.
-
-        Hours of training must not be lost to a page: checkpoint and table of users are written by
-        now, and the caller is still to get the result. Whatever goes wrong here is therefore
-        logged in full, as an error, and the run goes on.
-        """
-        checkpoint = Path(self.saved_model_file)
-        if not self.writes_report or self.config["local_rank"] != 0 or not checkpoint.is_file():
-            return
-        try:
-            record = collect(
-                checkpoint, self.config, self.model, self.journal, report, eval_data, first, last
-            )
-            write_record(record, checkpoint.with_suffix(".report.json"))
-            self.logger.info(f"Saving the report of this run: {write_page(checkpoint)}")
-        except Exception:
-            self.logger.exception(
-                "The report of this run could not be written; the run itself is complete."
-            )
-
-    def _over_rows(self, rows: torch.Tensor) -> Mapping[str, float]:
-        """Metrics of the last pass over some rows, of all processes together."""
-        result = dict(self.evaluator.evaluate_rows(rows))
-        if not self._is_distributed:
-            return result
-        parts: list = [None] * self.config["world_size"]
-        dist.all_gather_object(parts, (int(rows.sum()), result))
-        total = sum(count for count, _ in parts)
-        names = next((list(metrics) for _, metrics in parts if metrics), [])
-        return {
-            name: sum(count * metrics[name] for count, metrics in parts if count) / total
-            for name in names
-        }
+        self._write(self.report, own, eval_data)
+        if self._state is not None:
+            self._state.remove()
+            self._state = None
+        self._score_log = None
+        return final
 
     def _log_report(self, report: EvaluationReport) -> None:
         self.logger.info("Result\n" + report.table())
-        if report.llamarec is None:
-            return
-        if self.settings.ranking_method == "generate" and self.model.is_ranker_attached:
-            self.logger.info(self.model.ranker.counts.summary())
-        if f"llamarec_{self.valid_metric.lower()}" in report.users:
-            self.logger.info(report.compared(self.valid_metric.lower()))
-        if not self.model.is_ranker_attached:
-            self.logger.warning("The ranker is not trained: LlamaRec's rows are the retriever's.")
-        before = calculate_valid_score(report.retriever, self.valid_metric)
-        after = calculate_valid_score(report.llamarec, self.valid_metric)
+        for line in report.compared(self.valid_metric.lower()):
+            self.logger.info(line)
+        before = calculate_valid_score(report.retriever.metrics, self.valid_metric)
+        after = calculate_valid_score(report.final.metrics, self.valid_metric)
         if (after < before) if self.valid_metric_bigger else (after > before):
             self.logger.warning(
-                f"LlamaRec's {self.valid_metric} ({after}) is worse than its retriever's "
+                f"The final order's {self.valid_metric} ({after}) is worse than the retriever's "
                 f"({before}): this ranker does not earn its compute. Tune it on more samples "
                 "(train_max_samples), or use a larger language model (llm_name_or_path)."
             )
+        self.run_log.report(report)
 
-
-def _average_over_processes(gradients: list[torch.Tensor]) -> None:
-    for gradient in gradients:
-        dist.all_reduce(gradient)
-        gradient /= dist.get_world_size()
+    def _write(self, report: EvaluationReport, records: PassRecords, eval_data) -> None:
+        """Write the users' table beside the checkpoint, where this run has saved one."""
+        checkpoint = Path(self.saved_model_file)
+        if not distributed.is_first() or not checkpoint.is_file():
+            return
+        file = checkpoint.with_suffix(".users.csv")
+        part = file.with_name(f"{file.name}.part")
+        report.users.to_csv(part, index=False)
+        part.replace(file)
+        self.logger.info(f"Saving the metrics of each user: {file}")
+        if self._writes_report:
+            run = TestedRun(checkpoint, self, report, records, eval_data)
+            for write in self.after_test:
+                write(run)

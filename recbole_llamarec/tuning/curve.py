@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,3 +29,12 @@ class TrainingCurve:
             return None
         choose = max if bigger else min
         return choose(self.scores.items(), key=lambda item: item[1])
+
+    def state(self) -> dict[str, Any]:
+        """The curve as plain values, for a file."""
+        return {"losses": dict(self.losses), "scores": dict(self.scores)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> TrainingCurve:
+        """What :meth:`state` has written."""
+        return cls(dict(state["losses"]), dict(state["scores"]))

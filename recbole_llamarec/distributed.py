@@ -1,0 +1,76 @@
+"""Several processes: their ranks, shares of rows, and what is gathered or averaged over them.
+
+RecBole starts the processes (``--nproc``, ``--world_size``). Shares and seeds go by the global rank,
+which counts over all machines. With one process every function does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+def is_distributed() -> bool:
+    """Whether this process is one of several."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """The global rank of this process, 0 for the first of all machines."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """How many processes there are on all machines."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if is_distributed():
+        dist.barrier()
+
+
+def share_of(rows: np.ndarray) -> np.ndarray:
+    """This process's share of some rows; all of them where there are fewer rows than processes."""
+    return rows[rank() :: world_size()] if len(rows) >= world_size() else rows
+
+
+def gathered(value: Any) -> list[Any]:
+    """What every process gives, by rank."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: Any) -> Any:
+    """What the first process gives."""
+    if not is_distributed():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def average_gradients(gradients: Sequence[torch.Tensor]) -> None:
+    """Replace gradients by their mean over all processes, in one call."""
+    if not is_distributed() or not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()

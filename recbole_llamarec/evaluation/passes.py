@@ -1,0 +1,145 @@
+"""What one pass over evaluation data records: ranks, candidates, and each scorer's opinions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_llamarec import distributed
+from recbole_llamarec.scoring.fusion import Stage
+
+
+def best_first_of(scores: Tensor) -> Tensor:
+    """Columns of each row from the highest score to the lowest; equal ones keep their order."""
+    return torch.argsort(scores, dim=1, descending=True, stable=True)
+
+
+@dataclass
+class EvaluationPass:
+    """How one pass is scored, and its records, batch by batch.
+
+    Attributes:
+        rerank: whether candidates are scored at all.
+        skip_misses: leave rows alone whose target is not among the candidates; no metric that
+            depends on the target's rank alone can change there.
+        all_scorers: ask scorers without weight too, for a table or a fit.
+    """
+
+    rerank: bool
+    skip_misses: bool = False
+    all_scorers: bool = False
+    _batches: list[dict[str, np.ndarray]] = field(default_factory=list)
+    _ranked: list[dict[str, np.ndarray]] = field(default_factory=list)
+
+    def note(self, users: Tensor, targets: Tensor, ranks: Tensor) -> None:
+        """Record a batch as the retriever has ordered it.
+
+        Args:
+            users, targets, ranks: user, target item and the target's rank in the retriever's order
+                (from 1) of each row, ``[B]`` on the CPU.
+        """
+        columns = {"users": users, "targets": targets, "ranks": ranks}
+        batch = {name: values.numpy().copy() for name, values in columns.items()}
+        batch["is_ranked"] = np.zeros(len(users), dtype=bool)
+        self._batches.append(batch)
+
+    def note_ranked(
+        self,
+        rows: Tensor,
+        items: Tensor,
+        retriever: Tensor,
+        opinions: Mapping[str, Tensor],
+        best_first: Tensor,
+    ) -> None:
+        """Record the rows of the batch whose candidates were scored; all on the CPU.
+
+        Args:
+            rows: their places in the batch, ``[R]``.
+            items: candidates in the retriever's order, which is the order in which a prompt shows
+                them, ``[R, K]``.
+            retriever: its log-probabilities, ``[R, K]``.
+            opinions: each scorer's scores, ``[R, K]``.
+            best_first: columns in the final order, ``[R, K]``.
+        """
+        if not len(rows):
+            return
+        self._batches[-1]["is_ranked"][rows.numpy()] = True
+        scores = {f"score:{name}": values for name, values in opinions.items()}
+        columns = {"items": items, "retriever": retriever, "best_first": best_first, **scores}
+        self._ranked.append({name: values.numpy().copy() for name, values in columns.items()})
+
+    def records(self, n_candidates: int, scorers: Sequence[str] = ()) -> PassRecords:
+        """The records of this process.
+
+        Args:
+            n_candidates: K.
+            scorers: whose scores there are to be, even where no row was scored.
+        """
+        ranked = self._ranked
+        if not ranked:
+            nothing = np.empty((0, n_candidates), dtype=np.float32)
+            ranked = [
+                {"items": nothing.astype(np.int64), "retriever": nothing}
+                | {"best_first": nothing.astype(np.int64)}
+                | {f"score:{name}": nothing for name in scorers}
+            ]
+        return PassRecords(_joined(self._batches), _joined(ranked))
+
+
+def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class PassRecords:
+    """The records of a whole pass.
+
+    Attributes:
+        rows: ``users``, ``targets``, ``ranks`` (by the retriever, from 1) and ``is_ranked``, one
+            value each row, ``[rows]``.
+        ranked: of the rows that were scored, in their order: ``items``, ``retriever``,
+            ``best_first`` and ``score:NAME`` of each scorer, ``[R, K]``.
+    """
+
+    rows: dict[str, np.ndarray]
+    ranked: dict[str, np.ndarray]
+
+    def of_all_processes(self) -> PassRecords:
+        """The records of all processes, one behind the other by rank."""
+        parts = distributed.gathered((self.rows, self.ranked))
+        return PassRecords(_joined([own for own, _ in parts]), _joined([own for _, own in parts]))
+
+    @property
+    def opinions(self) -> dict[str, np.ndarray]:
+        """Each scorer's scores by its name, ``[R, K]``."""
+        prefix = "score:"
+        return {
+            name.removeprefix(prefix): scores
+            for name, scores in self.ranked.items()
+            if name.startswith(prefix)
+        }
+
+    @property
+    def target_columns(self) -> np.ndarray:
+        """The target's column among the candidates of each scored row, K where it is none; [R]."""
+        items = self.ranked["items"]  # [R, K]
+        is_target = items == self.rows["targets"][self.rows["is_ranked"]][:, None]  # [R, K]
+        return np.where(is_target.any(1), is_target.argmax(1), items.shape[1])
+
+    def ranks_by(self, stage: Stage) -> np.ndarray:
+        """The target's rank in every row in the order of a stage, from 1, ``[rows]``.
+
+        Rows that were not scored, and those whose target is no candidate, have the retriever's.
+        """
+        scores = stage.scores(self.ranked["retriever"], self.opinions)  # [R, K]
+        order = best_first_of(torch.from_numpy(scores)).numpy()  # [R, K]
+        columns = self.target_columns  # [R]
+        positions = 1 + (order == columns[:, None]).argmax(1)  # [R]
+        retrieved = columns < order.shape[1]  # [R]
+        ranks = self.rows["ranks"].copy()
+        ranks[np.flatnonzero(self.rows["is_ranked"])[retrieved]] = positions[retrieved]
+        return ranks

@@ -1,0 +1,138 @@
+"""The language model as a scorer: it holds a ranker, which is loaded when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recbole_llamarec.ranking.model.adapter import (
+    LoraSettings,
+    adapter_state,
+    add_adapter,
+    load_adapter,
+    load_adapter_state,
+    lora_settings,
+)
+from recbole_llamarec.ranking.model.batching import TokenBudget
+from recbole_llamarec.ranking.model.forward import forward_for
+from recbole_llamarec.ranking.model.loading import load_language_model
+from recbole_llamarec.ranking.protocol import Ranker, RankerParts, ranker_class_of
+from recbole_llamarec.ranking.rank import BatchLog, rank_all
+from recbole_llamarec.scoring.scorer import Rows, ScorerParts
+
+
+class LanguageModel:
+    """A language model's opinion on candidates, read as ``ranking_method`` says.
+
+    The model is no part of RecBole's ``state_dict``; checkpoints hold its adapter.
+
+    Args:
+        parts: of the run.
+
+    Attributes:
+        name: the ranker's, as in ``ranking_method``.
+        log: where the scored batches of a pass go, and come from where a pass goes on.
+        show_progress: show a progress bar over users.
+    """
+
+    def __init__(self, parts: ScorerParts) -> None:
+        self.name = parts.settings.ranking_method
+        self.log: BatchLog | None = None
+        self.show_progress = False
+        self._parts = parts
+        self._budget = TokenBudget(parts.settings.llm_batch_tokens, "llm_batch_tokens")
+        self._ranker: Ranker | None = None
+        self._saved: dict[str, Any] | None = None
+
+    @property
+    def ranker(self) -> Ranker:
+        """The ranker; loads the language model on first use."""
+        if self._ranker is None:
+            settings, device = self._parts.settings, self._parts.device
+            base, tokenizer = load_language_model(settings.llm, device)
+            forward = forward_for(base, settings.llm.attention, device)
+            parts = RankerParts(
+                model=self._adapted(base),
+                tokenizer=tokenizer,
+                forward=forward,
+                texts=self._parts.item_texts,
+                settings=settings,
+            )
+            self._ranker = ranker_class_of(self.name).build(parts)
+        return self._ranker
+
+    def _adapted(self, base: nn.Module) -> nn.Module:
+        """The language model with its adapter: a checkpoint's, a directory's, or a fresh one."""
+        settings, seed = self._parts.settings, self._parts.seed
+        if self._saved is not None:
+            model = add_adapter(base, LoraSettings(**self._saved["lora"]), seed)
+            load_adapter_state(model, self._saved["adapter"])
+            return model
+        if settings.lora_adapter is None:
+            return add_adapter(base, settings.lora, seed)
+        try:
+            return load_adapter(base, Path(settings.lora_adapter), trainable=True)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"lora_adapter: {error}") from error
+
+    def scores(self, rows: Rows, items: Tensor) -> Tensor:
+        """The ranker's log-probabilities of candidates, shown in the order of ``items``.
+
+        Args:
+            rows: histories, R of them.
+            items: candidates, int64 ``[R, K]`` on the CPU.
+
+        Returns:
+            float32 ``[R, K]`` on the CPU.
+
+        Raises:
+            ValueError: a score is not finite.
+        """
+        histories, pools = rows.histories, items.tolist()
+        return rank_all(
+            self.ranker, histories, pools, self._budget, self.show_progress, log=self.log
+        )
+
+    @contextmanager
+    def logging_batches(self, log: BatchLog | None, show_progress: bool) -> Iterator[None]:
+        """Within, scored batches go into ``log``, and those that it has are not computed again."""
+        previous = self.log, self.show_progress
+        self.log, self.show_progress = log, show_progress
+        try:
+            yield
+        finally:
+            self.log, self.show_progress = previous
+
+    def state(self) -> dict[str, Any]:
+        """The adapter: LoRA settings as plain values, weights by PEFT's names."""
+        if self._ranker is None:
+            return self._saved or {}
+        model: Any = self._ranker.model
+        return {"lora": plain(asdict(lora_settings(model))), "adapter": adapter_state(model)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take the adapter that :meth:`state` gave."""
+        if not state:
+            return
+        self._saved = dict(state)
+        if self._ranker is not None:
+            load_adapter_state(self._ranker.model, self._saved["adapter"])  # type: ignore[arg-type]
+
+    def adapter_weights(self) -> dict[str, torch.Tensor]:
+        """Copies of the adapter's weights on the CPU, by PEFT's names."""
+        return adapter_state(self.ranker.model)  # type: ignore[arg-type]
+
+    def load_adapter_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Put weights into the adapter that :meth:`adapter_weights` has copied."""
+        load_adapter_state(self.ranker.model, dict(weights))  # type: ignore[arg-type]
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with tuples as lists, which ``torch.load(weights_only=True)`` reads back."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

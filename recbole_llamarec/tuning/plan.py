@@ -1,0 +1,73 @@
+"""What tuning does at each step: rows, learning rate, validations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recbole_llamarec.ranking.protocol import Loss
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """How the adapter is tuned; from RecBole's training keys and the ``train_*`` keys.
+
+    Attributes:
+        batches: rows of each optimizer step.
+        loss: of each sample.
+        learning_rate: before the schedule.
+        schedule: ``constant`` or ``cosine``.
+        clip_norm: largest norm of the gradient; ``None`` does not clip.
+        eval_steps: steps between validations; ``None`` validates at the end alone.
+        validates: whether there is validation data.
+        validates_untuned: whether to validate where there is no step.
+        stopping_step: validations without improvement before tuning stops.
+        bigger: whether a greater score is the better one.
+        seed: of dropout.
+    """
+
+    batches: Sequence[np.ndarray]
+    loss: Loss
+    learning_rate: float
+    schedule: str
+    clip_norm: float | None
+    eval_steps: int | None
+    validates: bool
+    validates_untuned: bool
+    stopping_step: int
+    bigger: bool
+    seed: int
+
+    def validates_at(self, step: int) -> bool:
+        """Whether the ranker is validated behind a step."""
+        if not self.validates:
+            return False
+        if not self.batches:
+            return self.validates_untuned
+        every = self.eval_steps
+        at_interval = every is not None and step > 0 and step % every == 0
+        return at_interval or step == len(self.batches)
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.learning_rate * learning_rate_factor(self.schedule, step, len(self.batches))
+
+
+def learning_rate_factor(schedule: str, step: int, n_steps: int) -> float:
+    """What the learning rate is multiplied by at a step.
+
+    Args:
+        schedule: ``constant``, or ``cosine``: a rise over the first 3 % of the steps, then half a
+            cosine down to 0 (Loshchilov and Hutter 2017, without restarts).
+        step: from 1 to ``n_steps``.
+        n_steps: in all.
+    """
+    if schedule == "constant":
+        return 1.0
+    rise = max(1, round(0.03 * n_steps))
+    if step <= rise:
+        return step / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, n_steps - rise)))

@@ -1,0 +1,120 @@
+"""The ranker's training samples: rows of the training part, their histories and candidates."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from recbole_llamarec.retrieval.candidates import top_candidates
+from recbole_llamarec.tuning.pools import blocks_of_positions, random_pool, retriever_pool
+
+
+class Samples(NamedTuple):
+    """Prompts to learn from.
+
+    Attributes:
+        histories: item ids of each, the oldest first.
+        pools: candidates of each, K item ids.
+        targets: how likely each candidate is to be, float32 ``[B, K]``; every row sums to 1.
+    """
+
+    histories: list[list[int]]
+    pools: list[list[int]]
+    targets: np.ndarray
+
+
+class TuningSamples:
+    """Draws samples from the rows of a training part, as the ``train_*`` keys say.
+
+    Args:
+        model: ``LlamaRec``, whose retriever is trained.
+        dataset: the training part, one row for each prefix of a history.
+        seed: samples depend on it, on the epoch, and on step and row alone.
+    """
+
+    def __init__(self, model, dataset, seed: int) -> None:
+        self.model, self.settings, self.seed = model, model.settings, seed
+        self.inter = dataset.inter_feat
+        self.users = self.inter[model.USER_ID].numpy()
+        self.targets = self.inter[model.ITEM_ID].numpy()
+        self.sequences = self.inter[model.ITEM_SEQ].numpy()
+        self.lengths = self.inter[model.ITEM_SEQ_LEN].numpy()
+        positions = self.settings.train_positions
+        self.blocks, self.later = blocks_of_positions(self.users, positions)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def batches(self, n_epochs: int, batch_size: int) -> list[np.ndarray]:
+        """Rows of each optimizer step: every epoch a new order, at most ``train_max_samples``.
+
+        The rows of a block stay together (``train_positions``).
+        """
+        batches: list[np.ndarray] = []
+        n_blocks = self.blocks.max(initial=-1) + 1
+        for epoch in range(n_epochs):
+            generator = np.random.default_rng([self.seed, epoch])
+            places = np.argsort(generator.permutation(n_blocks))
+            order = np.argsort(places[self.blocks], kind="stable")
+            order = order[: self.settings.train_max_samples]
+            batches += [
+                order[start : start + batch_size] for start in range(0, len(order), batch_size)
+            ]
+        return batches
+
+    def draw(self, rows: np.ndarray, step: int, with_candidates: bool = True) -> Samples:
+        """The samples of some rows.
+
+        Args:
+            rows: of the training part, ``[B]``.
+            step: of the optimizer; candidates are drawn anew at each.
+            with_candidates: False gives the target as the only candidate.
+        """
+        histories = self._histories(rows)
+        if not with_candidates:
+            pools = [[int(target)] for target in self.targets[rows]]
+            return Samples(histories, pools, np.ones((len(rows), 1), dtype=np.float32))
+        drawn = self._pools(rows, step)
+        labels = [label for _, label in drawn]
+        targets = np.eye(self.settings.rerank_candidates, dtype=np.float32)[labels]  # [B, K]
+        return Samples(histories, [pool.tolist() for pool, _ in drawn], targets)
+
+    def _histories(self, rows: np.ndarray) -> list[list[int]]:
+        """The most recent items before each row's target.
+
+        The window moves on with a user's positions. Within a block it begins where the last
+        position's begins, so that the prompts have their beginning in common.
+        """
+        histories = []
+        for row in rows:
+            shown = max(1, self.settings.prompt_max_history - self.later[row])
+            length = self.lengths[row]
+            histories.append(self.sequences[row, max(0, length - shown) : length].tolist())
+        return histories
+
+    def _pools(self, rows: np.ndarray, step: int) -> list[tuple[np.ndarray, int]]:
+        """Candidates of each row and the target's column, as ``train_candidates`` says."""
+        settings, seen = self.settings, self.model.seen
+        n_candidates, depth = settings.rerank_candidates, settings.train_candidates_from
+        if settings.train_candidates == "random":
+            return [
+                random_pool(
+                    self.targets[row],
+                    seen.of(self.users[row]),
+                    self.model.n_items,
+                    n_candidates,
+                    np.random.default_rng([self.seed, step, row]),
+                )
+                for row in rows
+            ]
+        # All that the user has seen in training stands last, the target too; it may still be
+        # among the first of a small catalogue.
+        ranked = top_candidates(self.model.retriever, self.inter[rows], depth + 1, seen).numpy()
+        pools = []
+        for row, items in zip(rows, ranked, strict=True):
+            generator = np.random.default_rng([self.seed, step, row, 1])
+            left_out = np.append(seen.of(self.users[row]), 0)  # 0 pads, behind a small catalogue
+            unseen = items[~np.isin(items, left_out)]
+            pools.append(retriever_pool(self.targets[row], unseen, n_candidates, depth, generator))
+        return pools

@@ -1,0 +1,259 @@
+"""What an interrupted run goes on from: files beside its checkpoint, replaced by rename.
+
+    saved/LlamaRec-….resume.pt      the first process: settings, and the state of each phase
+    saved/LlamaRec-….scores-0.pt    each process: batches that the language model has scored
+    saved/LlamaRec-….lock           held while a process works on them
+
+They hold tensors and plain values alone and are read with ``torch.load(weights_only=True)``. A run
+that has been tested removes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from recbole_llamarec.version import __version__
+
+logger = logging.getLogger(__name__)
+
+# Keys that change where and how a run works, and none of its figures.
+NO_RESULT = frozenset(
+    {
+        *("resume", "save_every_minutes", "checkpoint_dir", "show_progress", "state", "verbose"),
+        *(
+            "log_wandb",
+            "device",
+            "gpu_id",
+            "use_gpu",
+            "nproc",
+            "local_rank",
+            "world_size",
+            "offset",
+        ),
+        *("ip", "port", "group_offset", "config_files", "single_spec", "data_path", "saved"),
+    }
+)
+RESUME, SCORES, LOCK, PART = ".resume.pt", ".scores-{rank}.pt", ".lock", ".part"
+
+
+def write_by_rename(value: Any, file: Path) -> None:
+    """Save tensors and plain values; the file is whole or, as before, the old one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + PART)
+    with part.open("wb") as stream:
+        torch.save(value, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(file)
+
+
+class RunState:
+    """The state of a run that saves checkpoints, by phase.
+
+    Args:
+        stem: path of the run's checkpoint without its ending.
+        settings: every key that the result depends on, as text.
+        every_minutes: minutes after which :attr:`is_due` is true again.
+
+    Attributes:
+        phases: tensors and plain values of ``retriever``, ``tuning`` and ``fusion``.
+    """
+
+    def __init__(self, stem: Path, settings: Mapping[str, str], every_minutes: float) -> None:
+        self.stem, self.settings = stem, dict(settings)
+        self.phases: dict[str, dict[str, Any]] = {}
+        self._seconds, self._written = 60 * every_minutes, time.monotonic()
+        self._lock = FileLock(f"{stem}{LOCK}", timeout=0)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
+
+    @property
+    def file(self) -> Path:
+        """Where it is written."""
+        return Path(f"{self.stem}{RESUME}")
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last writing is longer ago than ``save_every_minutes``."""
+        return time.monotonic() - self._written >= self._seconds
+
+    def put(self, phase: str, state: dict[str, Any]) -> None:
+        """Replace the state of a phase, and write all of them."""
+        self.phases[phase] = state
+        write_by_rename({"settings": self.settings, "phases": self.phases}, self.file)
+        self._written = time.monotonic()
+
+    def close(self) -> None:
+        """Let another process have the run."""
+        self._lock.release()
+
+    def remove(self) -> None:
+        """Delete all files of the state: the run is complete."""
+        for file in self.stem.parent.glob(f"{self.stem.name}.*"):
+            if file.name.endswith((RESUME, PART)) or ".scores-" in file.name:
+                file.unlink(missing_ok=True)
+        self._lock.release()
+        Path(f"{self.stem}{LOCK}").unlink(missing_ok=True)
+
+    @classmethod
+    def claim(
+        cls, stem: Path, settings: Mapping[str, str], every_minutes: float, resume: Path | None
+    ) -> RunState:
+        """The state of an interrupted run of these settings, or a new one.
+
+        Args:
+            stem: of a new run's checkpoint; its folder is searched.
+            settings, every_minutes: as the class takes them.
+            resume: checkpoint, or state, of the run to go on with; ``None`` takes the latest one
+                of exactly these settings that no other process works on.
+
+        Raises:
+            FileNotFoundError, ValueError: ``resume`` has no state, or its settings differ; the
+                message names those that do.
+        """
+        if resume is not None:
+            return cls._resumed(_stem_of(resume), settings, every_minutes)
+        files = sorted(stem.parent.glob(f"LlamaRec-*{RESUME}"), key=lambda f: f.stat().st_mtime)
+        for file in reversed(files):
+            try:
+                return cls._resumed(_stem_of(file), settings, every_minutes)
+            except (ValueError, FileNotFoundError) as reason:
+                logger.info("An interrupted run is not taken up: %s", reason)
+        return cls(stem, settings, every_minutes)
+
+    @classmethod
+    def _resumed(cls, stem: Path, settings: Mapping[str, str], every_minutes: float) -> RunState:
+        file = Path(f"{stem}{RESUME}")
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"resume: {str(stem)!r} has no state to go on from ({file.name} is not there); the "
+                "run was completed, or was not interrupted. Leave resume out to start anew."
+            )
+        written = read_state(file)
+        if differing := differences(written["settings"], settings):
+            raise ValueError(
+                f"resume: the run of {str(file)!r} has other settings: {'; '.join(differing)}. Give "
+                "the same settings, or leave resume out to start anew."
+            )
+        try:
+            state = cls(stem, settings, every_minutes)
+        except Timeout as error:
+            raise ValueError(f"resume: another process works on {str(stem)!r}.") from error
+        state.phases = written["phases"]
+        for part in stem.parent.glob(f"{stem.name}*{PART}"):
+            part.unlink(missing_ok=True)
+        logger.info("Going on with the interrupted run %s", stem.name)
+        return state
+
+
+def _stem_of(file: Path) -> Path:
+    """A run's path without ending, from that of its checkpoint or of its state."""
+    return file.with_name(file.name.removesuffix(RESUME).removesuffix(".pth"))
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """Read a state; tensors are mapped into memory when they are used.
+
+    Raises:
+        ValueError: it is damaged or no state.
+    """
+    try:
+        written = torch.load(file, map_location="cpu", weights_only=True)
+        return {"settings": written["settings"], "phases": written["phases"]}
+    except Exception as error:  # whatever a damaged archive makes torch raise
+        raise ValueError(f"The state {str(file)!r} cannot be read: {error}; delete it.") from error
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Settings that differ, in words."""
+    return [
+        f"{key} was {before.get(key, 'not set')} and is {now.get(key, 'not set')}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+
+
+class ScoreLog:
+    """The batches that the language model has scored in the pass at hand, in their order.
+
+    A pass that was interrupted gives them back one by one; since batches are cut before anything
+    is scored, they are the same batches.
+
+    Args:
+        stem: path of the run's checkpoint without its ending.
+        rank, world_size: of this process; the batches of another number of processes are others.
+        every_minutes: minutes after which they are written at the latest.
+    """
+
+    def __init__(self, stem: Path, rank: int, world_size: int, every_minutes: float) -> None:
+        self.file = Path(f"{stem}{SCORES.format(rank=rank)}")
+        self.world_size, self._seconds = world_size, 60 * every_minutes
+        self._name, self._scores, self._replayed = "", list[Tensor](), 0
+        self._written = time.monotonic()
+
+    def begin(self, name: str) -> ScoreLog:
+        """Start a pass: with what is on disk of the same pass, or with nothing."""
+        self._name, self._scores, self._replayed = name, [], 0
+        if self.file.is_file():
+            try:
+                written = torch.load(self.file, weights_only=True)
+            except Exception as error:  # a damaged file costs time, and nothing else
+                logger.warning(
+                    "%s cannot be read (%s); its rows are scored again", self.file, error
+                )
+                return self
+            if (written["name"], written["world_size"]) == (name, self.world_size):
+                self._scores = written["scores"]
+                logger.info("%d scored batches of %s are taken up", len(self._scores), name)
+        return self
+
+    def next(self) -> Tensor | None:
+        """Scores of the next batch, if they are kept; ``None`` from then on."""
+        if self._replayed >= len(self._scores):
+            return None
+        self._replayed += 1
+        return self._scores[self._replayed - 1]
+
+    def add(self, scores: Tensor) -> None:
+        """Keep the scores of a batch."""
+        self._scores.append(scores.clone())
+        self._replayed = len(self._scores)
+        if time.monotonic() - self._written >= self._seconds:
+            self.write()
+
+    def write(self) -> None:
+        """Write what the pass has come to."""
+        parts = {"name": self._name, "world_size": self.world_size, "scores": self._scores}
+        write_by_rename(parts, self.file)
+        self._written = time.monotonic()
+
+
+def result_settings(config: Any, *datasets: Any) -> dict[str, str]:
+    """Everything that a run's result depends on, as text.
+
+    Args:
+        config: RecBole's ``Config`` of the run.
+        datasets: data sets whose rows the run reads; ``None`` is none.
+    """
+    values = {
+        key: str(value)
+        for key, value in config.final_config_dict.items()
+        if key not in NO_RESULT and not key.startswith("wandb")
+    }
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        for field in (dataset.uid_field, dataset.iid_field) if dataset is not None else ():
+            digest.update(np.ascontiguousarray(dataset.inter_feat[field]).tobytes())
+        digest.update(b"|")
+    return {**values, "data": digest.hexdigest()[:16], "recbole_llamarec": __version__}
