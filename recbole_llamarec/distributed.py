@@ -1,7 +1,7 @@
 """Several processes: their ranks, shares of rows, and what is gathered or averaged over them.
 
-RecBole starts the processes (``--nproc``, ``--world_size``). Shares and seeds go by the global rank,
-which counts over all machines. With one process every function does nothing.
+RecBole starts the processes (``--nproc``, ``--world_size``). Shares and seeds go by the global
+rank, which counts over all machines. With one process every function does nothing.
 """
 
 from __future__ import annotations

@@ -14,21 +14,22 @@ from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, init_seed
 
 from recbole_llamarec import distributed
-from recbole_llamarec.evaluation.metrics import metrics_of_ranks, only_rank_metrics
+from recbole_llamarec.evaluation.metrics import only_rank_metrics
 from recbole_llamarec.evaluation.passes import PassRecords
 from recbole_llamarec.evaluation.table import EvaluationReport, evaluation_report
+from recbole_llamarec.evaluation.validation import fit_on_validation
 from recbole_llamarec.integration.configs import loader_like
 from recbole_llamarec.ranking.model.adapter import save_adapter
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
-from recbole_llamarec.scoring.fusion import Fusion, fit_fusion
+from recbole_llamarec.scoring.fusion import Fusion
 from recbole_llamarec.scoring.language_model import LanguageModel
 from recbole_llamarec.tuning.curve import TrainingCurve
 from recbole_llamarec.tuning.loop import TuningLoop, TuningProgress
-from recbole_llamarec.tuning.plan import TuningPlan
+from recbole_llamarec.tuning.plan import tuning_plan
 from recbole_llamarec.tuning.run_log import Journal, RunLog
 from recbole_llamarec.tuning.samples import TuningSamples
-from recbole_llamarec.tuning.state import RunState, ScoreLog, result_settings
+from recbole_llamarec.tuning.state import RunFiles, result_settings
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,7 @@ class LlamaRecTrainer(Trainer):
         self.journal = Journal()
         self.saved_model_file = distributed.from_first(self.saved_model_file)
         self._resume = self.settings.resume
-        self._state: RunState | None = None  # of the first process
-        self._score_log: ScoreLog | None = None
+        self._files: RunFiles | None = None
         self._writes_report = False
 
     @property
@@ -130,28 +130,25 @@ class LlamaRecTrainer(Trainer):
             self._save_both(verbose)
         return self.best_valid_score, self.best_valid_result
 
-    # --- going on with an interrupted run --------------------------------------------------------
+    # --- phases ----------------------------------------------------------------------------------
 
     def _claim(self, train_data, valid_data) -> dict[str, dict[str, Any]]:
-        """Take up an interrupted run's state, or begin one; what each phase had come to."""
-        every = self.settings.save_every_minutes
-        stem, phases = Path(self.saved_model_file).with_suffix(""), {}
-        if distributed.is_first():
-            if self._state is not None:
-                self._state.close()
-            valid = valid_data.dataset if valid_data else None
-            settings = result_settings(self.config, train_data.dataset, valid)
-            resume = Path(self._resume) if self._resume else None
-            self._state = RunState.claim(stem, settings, every, resume)
-            stem, phases = self._state.stem, self._state.phases
-        stem, phases = distributed.from_first((stem, phases))
-        self.saved_model_file = str(stem.with_name(f"{stem.name}.pth"))
-        self._score_log = ScoreLog(stem, distributed.rank(), distributed.world_size(), every)
-        return phases
+        """Take up an interrupted run's files, or begin new ones; what each phase had come to."""
+        if self._files is not None:
+            self._files.close()
+        valid = valid_data.dataset if valid_data else None
+        self._files = RunFiles(
+            Path(self.saved_model_file),
+            result_settings(self.config, train_data.dataset, valid),
+            self.settings.save_every_minutes,
+            self._resume,
+        )
+        self.saved_model_file = str(self._files.checkpoint)
+        return self._files.phases
 
     def _put(self, phase: str, state: dict[str, Any]) -> None:
-        if self._state is not None:
-            self._state.put(phase, state)
+        if self._files is not None:
+            self._files.put(phase, state)
 
     @contextmanager
     def _scoring(self, name: str, show_progress: bool, **options):
@@ -159,11 +156,9 @@ class LlamaRecTrainer(Trainer):
         language_model = self.language_model
         with ExitStack() as stack:
             if language_model is not None:
-                log = self._score_log.begin(name) if self._score_log else None
+                log = self._files.score_log(name) if self._files else None
                 stack.enter_context(language_model.logging_batches(log, show_progress))
             yield stack.enter_context(self.model.evaluating(rerank=True, **options))
-
-    # --- phases ----------------------------------------------------------------------------------
 
     def _train_retriever(
         self, phases, train_data, valid_data, saved, show_progress, callback_fn
@@ -198,19 +193,19 @@ class LlamaRecTrainer(Trainer):
 
     def _tune(self, phases, train_data, valid_data, verbose, show_progress, callback_fn) -> None:
         """Tune the adapter and keep its best state on validation."""
-        language_model: Any = self.language_model
+        scorer: Any = self.language_model
         init_seed(self.config["seed"], self.config["reproducibility"])
-        self.model.fusion = Fusion.from_setting(self._fusion_of_tuning, [language_model.name])
+        # The ranker alone is validated while it is tuned, or beside a weight that is given.
+        weight = self.settings.rerank_fusion
+        self.model.fusion = Fusion.from_setting(None if weight == "auto" else weight, [scorer.name])
         samples = TuningSamples(self.model, train_data.dataset, self.config["seed"])
-        plan = self._plan(samples, language_model.ranker, valid_data)
+        plan = tuning_plan(samples, scorer.ranker, self.settings, self.config, bool(valid_data))
         if verbose:
-            n_samples = sum(map(len, plan.batches))
             self.logger.info(
-                f"Stage 2 of 2: tuning the ranker on {n_samples} samples in {len(plan.batches)} "
-                "steps"
+                f"Stage 2 of 2: tuning the ranker on {sum(map(len, plan.batches))} samples in "
+                f"{len(plan.batches)} steps"
             )
-        n_rows = self.settings.train_eval_rows
-        subset = self._subset(valid_data, n_rows) if valid_data else None
+        subset = self._subset(valid_data, self.settings.train_eval_rows) if valid_data else None
 
         def validate(step: int, progress: TuningProgress) -> tuple[float, dict[str, float]]:
             with self._scoring(f"validation {step}", show_progress, skip_misses=self.skip_misses):
@@ -228,50 +223,26 @@ class LlamaRecTrainer(Trainer):
                 callback_fn(step, score)
             return score, result
 
-        weights = [w for w in language_model.ranker.model.parameters() if w.requires_grad]
         loop = TuningLoop(
-            language_model,
+            scorer,
             samples,
             plan,
-            self._build_optimizer(params=weights),
+            self._build_optimizer(
+                params=[
+                    weight for weight in scorer.ranker.model.parameters() if weight.requires_grad
+                ]
+            ),
             TokenBudget(self.settings.train_batch_tokens, "train_batch_tokens"),
             validate,
             self.run_log.tuning_step,
             lambda state: self._put("tuning", state),
-            lambda: self._state is not None and self._state.is_due,
+            lambda: self._files is not None and self._files.is_due,
         )
         progress = loop.run(phases.get("tuning"), show_progress)
         self.journal.ranker = progress.curve
         if progress.best_score is not None:
-            self.best_valid_score, self.best_valid_result = (
-                progress.best_score,
-                progress.best_result,
-            )
-
-    @property
-    def _fusion_of_tuning(self) -> float | None:
-        """The ranker alone is validated while it is tuned, but beside a weight that is given."""
-        weight = self.settings.rerank_fusion
-        return None if weight == "auto" else weight
-
-    def _plan(self, samples: TuningSamples, ranker, valid_data) -> TuningPlan:
-        settings, config = self.settings, self.config
-        batches = samples.batches(self.epochs, config["train_batch_size"])
-        # Fitting the fusion validates all stages, as far as the metrics are of ranks.
-        fusion_validates = settings.rerank_fusion == "auto" and only_rank_metrics(config["metrics"])
-        return TuningPlan(
-            batches=batches,
-            loss=ranker.losses[settings.train_loss],
-            learning_rate=config["learning_rate"],
-            schedule=settings.train_schedule,
-            clip_norm=(self.clip_grad_norm or {}).get("max_norm"),
-            eval_steps=settings.train_eval_steps,
-            validates=bool(valid_data),
-            validates_untuned=not fusion_validates,
-            stopping_step=self.stopping_step,
-            bigger=self.valid_metric_bigger,
-            seed=config["seed"],
-        )
+            self.best_valid_score = progress.best_score
+            self.best_valid_result = progress.best_result
 
     def _fuse(self, phases, valid_data, show_progress: bool) -> None:
         """Set the fusion: fitted on validation where it is asked for."""
@@ -290,16 +261,16 @@ class LlamaRecTrainer(Trainer):
                 "rerank_fusion: auto needs validation data; the language model's order stands "
                 "alone, or the retriever's where there is none."
             )
-            self.model.fusion = Fusion.from_setting(None, names)
+            self.model.fusion = Fusion.from_setting(None, names if self.language_model else [])
             return
         if "fusion" in phases:
             self.model.fusion = Fusion.from_state(phases["fusion"]["fusion"])
             self.journal.validation = phases["fusion"]["validation"]
         else:
             self._fit_fusion(valid_data, show_progress)
-        if validation := self.journal.validation:
-            final = list(validation.values())[-1]
-            self.best_valid_result = {**(self.best_valid_result or {}), **final}
+        final = list(self.journal.validation.values())[-1]
+        self.best_valid_result = {**(self.best_valid_result or {}), **final}
+        if self.valid_metric.lower() in final:
             self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
 
     def _fit_fusion(self, valid_data, show_progress: bool) -> None:
@@ -309,21 +280,14 @@ class LlamaRecTrainer(Trainer):
         with self._scoring("fusion", show_progress, skip_misses=True, all_scorers=True) as current:
             super().evaluate(subset, load_best_model=False)
         records = current.records(self.settings.rerank_candidates, names).of_all_processes()
-        opinions = {name: records.opinions[name] for name in names}
-        fusion = fit_fusion(records.ranked["retriever"], opinions, records.target_columns)
-        self.model.fusion = fusion
+        fusion, validation = fit_on_validation(records, names, self.settings.retriever, self.config)
+        self.model.fusion, self.journal.validation = fusion, validation
         for line in fusion.summary().splitlines():
             self.logger.info(line)
-        if only_rank_metrics([self.valid_metric.split("@")[0]]):
-            for stage in fusion.stages(self.settings.retriever, names):
-                columns = metrics_of_ranks(records.ranks_by(stage), self.config)
-                self.journal.validation[stage.name] = {
-                    k: float(v) for k, v in columns.mean().items()
-                }
-            metric, n_rows = self.valid_metric.lower(), len(records.rows["ranks"])
-            values = [f"{k} {v[metric]:.4f}" for k, v in self.journal.validation.items()]
-            self.logger.info(f"{metric} on {n_rows} validation rows: {'; '.join(values)}")
-        self._put("fusion", {"fusion": fusion.state(), "validation": self.journal.validation})
+        metric, n_rows = self.valid_metric.lower(), len(records.rows["ranks"])
+        values = [f"{name} {of[metric]:.4f}" for name, of in validation.items() if metric in of]
+        self.logger.info(f"{metric} on {n_rows} validation rows: {'; '.join(values)}")
+        self._put("fusion", {"fusion": fusion.state(), "validation": validation})
 
     def _subset(self, valid_data, n_rows: int | None):
         """A fixed random choice of validation rows, as a loader; ``None`` takes all."""
@@ -373,10 +337,9 @@ class LlamaRecTrainer(Trainer):
         )
         self._log_report(self.report)
         self._write(self.report, own, eval_data)
-        if self._state is not None:
-            self._state.remove()
-            self._state = None
-        self._score_log = None
+        if self._files is not None:
+            self._files.remove()
+            self._files = None
         return final
 
     def _log_report(self, report: EvaluationReport) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from recbole_llamarec.ranking.protocol import Loss
+from recbole_llamarec.evaluation.metrics import only_rank_metrics
+from recbole_llamarec.ranking.protocol import Loss, Ranker
+from recbole_llamarec.tuning.samples import TuningSamples
 
 
 @dataclass(frozen=True)
@@ -71,3 +74,32 @@ def learning_rate_factor(schedule: str, step: int, n_steps: int) -> float:
     if step <= rise:
         return step / rise
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, n_steps - rise)))
+
+
+def tuning_plan(
+    samples: TuningSamples, ranker: Ranker, settings: Any, config: Any, validates: bool
+) -> TuningPlan:
+    """The plan of a run.
+
+    Args:
+        samples: of the training part.
+        ranker: knows its losses.
+        settings: the run's ``LlamaRecSettings``.
+        config: RecBole's ``Config``: its training keys.
+        validates: whether there is validation data.
+    """
+    # Fitting the fusion validates all stages, as far as the metrics are of ranks.
+    fusion_validates = settings.rerank_fusion == "auto" and only_rank_metrics(config["metrics"])
+    return TuningPlan(
+        batches=samples.batches(config["epochs"], config["train_batch_size"]),
+        loss=ranker.losses[settings.train_loss],
+        learning_rate=config["learning_rate"],
+        schedule=settings.train_schedule,
+        clip_norm=(config["clip_grad_norm"] or {}).get("max_norm"),
+        eval_steps=settings.train_eval_steps,
+        validates=validates,
+        validates_untuned=not fusion_validates,
+        stopping_step=config["stopping_step"],
+        bigger=config["valid_metric_bigger"],
+        seed=config["seed"],
+    )

@@ -23,6 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from recbole_llamarec import distributed
 from recbole_llamarec.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -143,8 +144,8 @@ class RunState:
         written = read_state(file)
         if differing := differences(written["settings"], settings):
             raise ValueError(
-                f"resume: the run of {str(file)!r} has other settings: {'; '.join(differing)}. Give "
-                "the same settings, or leave resume out to start anew."
+                f"resume: the run of {str(file)!r} has other settings: {'; '.join(differing)}. "
+                "Give the same settings, or leave resume out to start anew."
             )
         try:
             state = cls(stem, settings, every_minutes)
@@ -237,6 +238,64 @@ class ScoreLog:
         parts = {"name": self._name, "world_size": self.world_size, "scores": self._scores}
         write_by_rename(parts, self.file)
         self._written = time.monotonic()
+
+
+class RunFiles:
+    """What a run, with all its processes, goes on from: its state and its scored batches.
+
+    Args:
+        checkpoint: where a new run's checkpoint goes.
+        settings: every key that the result depends on, as text.
+        every_minutes: minutes after which states are written at the latest.
+        resume: the key ``resume``.
+
+    Attributes:
+        checkpoint: of the run that is taken up, or of the new one.
+        phases: what each phase had come to.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        settings: Mapping[str, str],
+        every_minutes: float,
+        resume: str | None,
+    ) -> None:
+        stem, self._state = checkpoint.with_suffix(""), None
+        self.phases: dict[str, dict[str, Any]] = {}
+        if distributed.is_first():
+            wanted = Path(resume) if resume else None
+            self._state = RunState.claim(stem, settings, every_minutes, wanted)
+            stem, self.phases = self._state.stem, dict(self._state.phases)
+        stem, self.phases = distributed.from_first((stem, self.phases))
+        self.checkpoint = stem.with_name(f"{stem.name}.pth")
+        ranks = distributed.rank(), distributed.world_size()
+        self._log = ScoreLog(stem, *ranks, every_minutes)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether this process is to write the state, for the last one is too old."""
+        return self._state is not None and self._state.is_due
+
+    def put(self, phase: str, state: dict[str, Any]) -> None:
+        """Write the state of a phase; the first process does."""
+        if self._state is not None:
+            self._state.put(phase, state)
+
+    def score_log(self, name: str) -> ScoreLog:
+        """The scored batches of a pass that begins, or goes on."""
+        return self._log.begin(name)
+
+    def close(self) -> None:
+        """Let another process have the run."""
+        if self._state is not None:
+            self._state.close()
+
+    def remove(self) -> None:
+        """Delete all files: the run is complete."""
+        distributed.barrier()
+        if self._state is not None:
+            self._state.remove()
 
 
 def result_settings(config: Any, *datasets: Any) -> dict[str, str]:

@@ -1,0 +1,33 @@
+"""Fitting the fusion on validation rows, and what each stage comes to on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from recbole_llamarec.evaluation.metrics import metrics_of_ranks
+from recbole_llamarec.evaluation.passes import PassRecords
+from recbole_llamarec.scoring.fusion import Fusion, fit_fusion
+
+
+def fit_on_validation(
+    records: PassRecords, scorers: Sequence[str], retriever_name: str, config: Any
+) -> tuple[Fusion, dict[str, dict[str, float]]]:
+    """Fit the weights, and evaluate every stage on the same rows.
+
+    Args:
+        records: of a pass over validation rows with every scorer, of all processes.
+        scorers: names, in the order in which they are tested.
+        retriever_name: of the first stage.
+        config: RecBole's ``Config``: metrics and cut-offs.
+
+    Returns:
+        the fusion, and the rank metrics of each stage by its name, the final order's last.
+    """
+    opinions = {name: records.opinions[name] for name in scorers}
+    fusion = fit_fusion(records.ranked["retriever"], opinions, records.target_columns)
+    results = {}
+    for stage in fusion.stages(retriever_name, scorers):
+        means = metrics_of_ranks(records.ranks_by(stage), config).mean()
+        results[stage.name] = {str(metric): float(value) for metric, value in means.items()}
+    return fusion, results
