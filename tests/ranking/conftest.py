@@ -1,9 +1,12 @@
-"""Tokenizers of the kinds that ranking models use; all but SmolLM2's are trained here."""
+"""A random Llama, and tokenizers of the kinds that ranking models use; all but SmolLM2's are
+trained here."""
 
 import importlib.util
 import json
+import os
 import random
 import string
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,12 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+
+# These tests also run without tests/conftest.py, which imports RecBole.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny_llama import tiny_llama  # noqa: E402, F401  fixture
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 TEXT = """the of and a in night day story world love war king star lost city house river man woman
 children return last first great little black white red blue dark light dream journey road island
