@@ -14,7 +14,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from browser import browser, open_page  # noqa: F401  fixtures
 from helpers import DATASETS, checkpoint_of, tiny_settings
-from tiny_llama import tiny_llama  # noqa: F401  fixture
+from tiny_llama import write_tiny_llama
 
 import recbole_llamarec  # noqa: F401
 
@@ -30,6 +30,12 @@ def workdir(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["test"])
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """Directory of a random two-layer Llama with a byte-level BPE tokenizer."""
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture

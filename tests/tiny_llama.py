@@ -5,18 +5,15 @@ from __future__ import annotations
 import string
 from pathlib import Path
 
-import pytest
 import torch
 from helpers import titles
 
 
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory) -> Path:
-    """Directory of a random two-layer Llama with a byte-level BPE tokenizer."""
+def write_tiny_llama(folder: Path) -> Path:
+    """Fill a directory with a random two-layer Llama and a byte-level BPE tokenizer."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny-llama")
     tokenizer = ByteLevelBPETokenizer()
     labels = [f": {letter}" for letter in string.ascii_letters] * 20  # each becomes one token
     tokenizer.train_from_iterator(

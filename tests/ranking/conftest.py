@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 # These tests also run without tests/conftest.py, which imports RecBole.
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny_llama import tiny_llama  # noqa: E402, F401  fixture
+from tiny_llama import write_tiny_llama
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -63,6 +63,12 @@ def byte_level_bpe(pattern: str | None) -> PreTrainedTokenizerFast:
     paragraphs = ["\n\n".join(lines[i : i + 3]) + ";\n\n" for i in range(0, len(lines), 3)]
     backend.train_from_iterator(lines + paragraphs, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """Directory of a random two-layer Llama with a byte-level BPE tokenizer."""
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture(scope="session")
