@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from recbole_llamarec.ranking import language_model
-from recbole_llamarec.ranking.language_model import (
+from recbole_llamarec.ranking.model.loading import (
     LanguageModelSettings,
     check_language_model,
     final_softcap,

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from recbole_llamarec.ranking import embedded
-from recbole_llamarec.ranking.embedded import (
+from recbole_llamarec.ranking.model.embedded import (
     cache_root,
     embedded_model_directory,
     embedded_model_is_at_hand,
 )
-from recbole_llamarec.ranking.language_model import (
+from recbole_llamarec.ranking.model.loading import (
     LanguageModelSettings,
     check_language_model,
     last_hidden,

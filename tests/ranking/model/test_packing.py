@@ -5,9 +5,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from recbole_llamarec.ranking.batching import pad_right
-from recbole_llamarec.ranking.language_model import last_hidden, last_hidden_of
-from recbole_llamarec.ranking.packing import MIN_SHARED, pack, packed_batches, use_packing
+from recbole_llamarec.ranking.model.forward import Packed, Padded
+from recbole_llamarec.ranking.model.packing import MIN_SHARED, pack, use_packing
 
 VOCABULARY = 50
 SIZES = {
@@ -38,6 +37,13 @@ def tiny_model(kind: str, **config):
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.5)  # as far from a linear model as a trained one
     return model.eval()
+
+
+def last_states(forward, prompts):
+    """States at the last token of prompts, which nothing continues."""
+    return forward.hidden_at(
+        prompts, [[[]]] * len(prompts), [[[len(prompt) - 1]] for prompt in prompts]
+    )
 
 
 def tokens(n: int, seed: int) -> list[int]:
@@ -85,27 +91,26 @@ def test_an_empty_prompt_is_refused(prompts):
 def test_packed_states_are_those_of_each_prompt_alone(kind):
     model, prompts = tiny_model(kind), many_prompts()
     with torch.no_grad():
-        alone = torch.cat([last_hidden(model, *pad_right([p], model.device)) for p in prompts])
-        model.packs_prompts = use_packing(model, "eager" if kind == "gemma2" else "sdpa")
-        assert model.packs_prompts
-        packed = last_hidden_of(model, prompts)
+        alone = torch.cat([last_states(Padded(model), [prompt]) for prompt in prompts])
+        assert use_packing(model)
+        packed = last_states(Packed(model), prompts)
     torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
 
 
 def test_packed_gradients_are_those_of_the_padded_prompts():
     model, prompts = tiny_model("llama"), many_prompts()
     gradients = []
-    for packs in (False, True):
-        model.packs_prompts = packs and use_packing(model, "sdpa")
+    assert use_packing(model)
+    for forward in (Padded(model), Packed(model)):
         model.zero_grad()
-        last_hidden_of(model, prompts).square().mean().backward()
+        last_states(forward, prompts).square().mean().backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    assert model.packs_prompts and len(gradients[0]) > 15
+    assert len(gradients[0]) > 15
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
 
 
 def test_packing_is_recognised_in_half_precision():
-    assert use_packing(tiny_model("llama", dtype=torch.bfloat16), "sdpa")
+    assert use_packing(tiny_model("llama", dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("config", ["mamba", "own attention"])
@@ -113,46 +118,22 @@ def test_a_model_that_mixes_the_prompts_is_left_as_it_was(config):
     if config == "mamba":
         sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
         model = AutoModelForCausalLM.from_config(transformers.MambaConfig(**sizes)).eval()
-        attention = "eager"
     else:
-        model, attention = tiny_model("llama"), "sdpa"
+        model = tiny_model("llama")
         layer = model.model.layers[1]
         plain = layer.self_attn.forward
         layer.self_attn.forward = lambda **kwargs: plain(**{**kwargs, "packing": None})
     prompts = [tokens(9, seed=4), tokens(30, seed=5)]
     with torch.no_grad():
-        before = last_hidden(model, *pad_right(prompts, model.device))
-        assert not use_packing(model, attention)
-        torch.testing.assert_close(last_hidden_of(model, prompts), before)
+        attention, before = model.config._attn_implementation, last_states(Padded(model), prompts)
+        assert not use_packing(model)
+        assert model.config._attn_implementation == attention
+        torch.testing.assert_close(last_states(Padded(model), prompts), before)
 
 
 def test_without_a_packing_the_attention_is_the_ordinary_one():
     model, prompts = tiny_model("llama"), [tokens(9, seed=4), tokens(30, seed=5)]
-    padded = pad_right(prompts, model.device)
     with torch.no_grad():
-        before = last_hidden(model, *padded)
-        assert use_packing(model, "sdpa")
-        torch.testing.assert_close(last_hidden(model, *padded), before)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_batches_keep_what_is_shared_together_and_within_the_budget(seed):
-    generator = random.Random(seed)
-    stems = [[generator.randrange(50) for _ in range(40)] for _ in range(4)]
-    prompts = [
-        [
-            *generator.choice(stems),
-            *(generator.randrange(50) for _ in range(generator.randint(1, 9))),
-        ]
-        for _ in range(30)
-    ]
-    batches = packed_batches(prompts, 120)
-    assert sorted(row for batch in batches for row in batch.tolist()) == list(range(30))
-    sizes = [len(pack([prompts[row] for row in batch]).input_ids) for batch in batches]
-    assert max(sizes) <= 120 + MIN_SHARED
-    assert len(batches) < sum(map(len, prompts)) / 120 / 2  # alone they would take more rows
-
-
-def test_a_prompt_beyond_the_budget_is_a_batch_of_its_own():
-    batches = packed_batches([[1] * 50, [2] * 5, [3] * 5], 20)
-    assert sorted(batch.tolist() for batch in batches) == [[0], [1, 2]]
+        before = last_states(Padded(model), prompts)
+        assert use_packing(model)
+        torch.testing.assert_close(last_states(Padded(model), prompts), before)

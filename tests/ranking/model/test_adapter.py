@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 from transformers.models.gpt2 import GPT2LMHeadModel
 
-from recbole_llamarec.ranking.adapter import (
+from recbole_llamarec.ranking.model.adapter import (
     LoraSettings,
     adapter_state,
     add_adapter,
