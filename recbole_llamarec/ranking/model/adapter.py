@@ -144,6 +144,7 @@ def restore_adapter(
     if not isinstance(lora, LoraConfig):
         raise ValueError(f"it is no LoRA adapter, but {config.get('peft_type')}.")
     lora.inference_mode = not trainable
+    lora.base_model_name_or_path = None  # the model's own name is put in its place
     wrapped = _wrapped(model, lora, seed=0)
     try:
         load_adapter_state(wrapped, state)

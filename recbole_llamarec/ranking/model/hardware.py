@@ -28,8 +28,7 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return _cpu_multiplies_bfloat16()
     if device.type == "cuda":
-        with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.is_bf16_supported(including_emulation=False)  # of the current one
     return True
 
 

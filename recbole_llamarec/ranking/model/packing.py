@@ -290,7 +290,7 @@ def use_packing(model: Any) -> bool:
         model.set_attn_implementation(PACKED)
         packed = packed_states(decoder, packing)[packing.ends].float()  # [3, H]
         error, leak = (packed - alone).norm(dim=1), (as_one - alone).norm(dim=1)
-        if (error[1:] < leak[1:] / 2).all():  # the first has nothing before it
+        if (error[1:] < leak[1:] / 4).all():  # the first has nothing before it
             return True
     except (TypeError, ValueError, RuntimeError) as reason:
         logger.debug("Packing failed: %s", reason)

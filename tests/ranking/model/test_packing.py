@@ -2,41 +2,10 @@ import random
 
 import pytest
 import torch
-import transformers
-from transformers import AutoModelForCausalLM
+from tiny_models import CONFIGS, VOCABULARY, tiny_model
 
 from recbole_llamarec.ranking.model.forward import Packed, Padded
 from recbole_llamarec.ranking.model.packing import MIN_SHARED, pack, use_packing
-
-VOCABULARY = 50
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-GEMMA = {**SIZES, "head_dim": 16, "sliding_window": 7}
-CONFIGS = {
-    "llama": transformers.LlamaConfig(**SIZES),
-    "qwen2": transformers.Qwen2Config(**SIZES),
-    "gpt2": transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4),
-    "gemma2": transformers.Gemma2Config(**GEMMA, attn_logit_softcapping=0.5),
-    "gemma3": transformers.Gemma3TextConfig(
-        **GEMMA, layer_types=["sliding_attention", "full_attention"]
-    ),
-}
-
-
-def tiny_model(kind: str, **config):
-    torch.manual_seed(0)
-    attention = "eager" if kind == "gemma2" else "sdpa"  # transformers has no other for Gemma 2
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind], attn_implementation=attention, **config)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.5)  # as far from a linear model as a trained one
-    return model.eval()
 
 
 def last_states(forward, prompts):
@@ -47,7 +16,7 @@ def last_states(forward, prompts):
 
 
 def tokens(n: int, seed: int) -> list[int]:
-    return random.Random(seed).choices(range(VOCABULARY), k=n)
+    return random.Random(seed).choices(range(1, VOCABULARY), k=n)
 
 
 def many_prompts() -> list[list[int]]:
@@ -115,11 +84,8 @@ def test_packing_is_recognised_in_half_precision():
 
 @pytest.mark.parametrize("config", ["mamba", "own attention"])
 def test_a_model_that_mixes_the_prompts_is_left_as_it_was(config):
-    if config == "mamba":
-        sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
-        model = AutoModelForCausalLM.from_config(transformers.MambaConfig(**sizes)).eval()
-    else:
-        model = tiny_model("llama")
+    model = tiny_model("mamba" if config == "mamba" else "llama")
+    if config == "own attention":
         layer = model.model.layers[1]
         plain = layer.self_attn.forward
         layer.self_attn.forward = lambda **kwargs: plain(**{**kwargs, "packing": None})
