@@ -47,7 +47,7 @@ class Forward(Protocol):
             continuations: token ids of what continues each context; ``[[]]`` for nothing.
 
         Returns:
-            Tokens of each context with its continuations in a pass of their own, padding included.
+            Tokens of each context with its continuations in a separate pass, padding included.
         """
         ...
 
@@ -77,8 +77,7 @@ def forward_for(model: nn.Module, attention: str, device: torch.device) -> Forwa
         device: where the model is.
 
     Raises:
-        ValueError: ``packed`` is asked for on a device other than a CPU, or of a model that mixes
-            packed prompts.
+        ValueError: ``packed`` on another device than a CPU, or of a model that mixes prompts.
     """
     check_attention(attention, device)
     base: Any = base_model(model)
@@ -119,9 +118,8 @@ def check_attention(attention: str, device: torch.device) -> None:
 class Padded:
     """Whole prompts, padded on the right to the longest of the batch.
 
-    No attention mask is passed: in a causal model the padding comes after every real token, so it
-    cannot influence the states that are read, and attention without a mask takes the faster
-    kernels.
+    No attention mask is passed: padding comes after every real token, which does not see it, and
+    attention without a mask takes the faster kernels.
 
     Args:
         model: causal language model, plain or wrapped by PEFT.
@@ -136,8 +134,8 @@ class Padded:
     def cost(self, contexts: Contexts, continuations: Continuations) -> list[int]:
         """Count tokens; see :meth:`Forward.cost`."""
         return [
-            len(behind) * (len(context) + max(map(len, behind)))
-            for context, behind in zip(contexts, continuations, strict=True)
+            len(group) * (len(context) + max(map(len, group)))
+            for context, group in zip(contexts, continuations, strict=True)
         ]
 
     def hidden_at(self, contexts: Contexts, continuations: Continuations, places: Places) -> Tensor:
@@ -146,7 +144,7 @@ class Padded:
         device = next(self._base.parameters()).device
         input_ids, _ = pad_right(prompts, device)  # [B, T]
         longest = input_ids.shape[1]
-        rows = _on(device, [i * longest + own for i, own in enumerate(read)])  # [P], in [B * T]
+        rows = _on(device, [i * longest + at for i, at in enumerate(read)])  # [P], in [B * T]
         states = decoder_states(self._base, rows.unique(), input_ids=input_ids)  # [B * T, H]
         return states[rows]  # [P, H]
 
@@ -166,10 +164,10 @@ class Packed:
     def cost(self, contexts: Contexts, continuations: Continuations) -> list[int]:
         """Count tokens; see :meth:`Forward.cost`."""
         return [
-            len(context) + len(behind[0])
-            if len(behind) == 1
-            else len(pack([[*context, *own] for own in behind]).input_ids)
-            for context, behind in zip(contexts, continuations, strict=True)
+            len(context) + len(group[0])
+            if len(group) == 1
+            else len(pack([[*context, *continuation] for continuation in group]).input_ids)
+            for context, group in zip(contexts, continuations, strict=True)
         ]
 
     def hidden_at(self, contexts: Contexts, continuations: Continuations, places: Places) -> Tensor:
@@ -177,7 +175,7 @@ class Packed:
         prompts, read = _whole_prompts(contexts, continuations, places)
         device = next(self._base.parameters()).device
         packing = pack(prompts, device)
-        rows = _on(device, [packing.rows(i)[own] for i, own in enumerate(read)])  # [P]
+        rows = _on(device, [packing.rows(i)[at] for i, at in enumerate(read)])  # [P]
         with only_rows(last_feed_forward(self._base), rows.unique()):
             return packed_states(self._base.get_decoder(), packing)[rows]  # [P, H]
 
@@ -185,9 +183,8 @@ class Packed:
 class PrefixCache:
     """Each context once; its continuations, a row each, read its keys and values.
 
-    Contexts are padded on the left, as transformers' own generation pads them, so that each
-    continuation stands right behind its context. Where no context has several continuations,
-    nothing can be shared, and whole prompts are padded.
+    Contexts are padded on the left, as transformers' generation pads them, so that each
+    continuation stands right behind its context. Where no context has several, all are padded.
 
     Args:
         model: causal language model, plain or wrapped by PEFT, that reads a cache of transformers.
@@ -202,13 +199,13 @@ class PrefixCache:
     def cost(self, contexts: Contexts, continuations: Continuations) -> list[int]:
         """Count tokens; see :meth:`Forward.cost`."""
         return [
-            len(context) + sum(map(bool, behind)) * max(map(len, behind))
-            for context, behind in zip(contexts, continuations, strict=True)
+            len(context) + sum(map(bool, group)) * max(map(len, group))
+            for context, group in zip(contexts, continuations, strict=True)
         ]
 
     def hidden_at(self, contexts: Contexts, continuations: Continuations, places: Places) -> Tensor:
         """Return hidden states ``[P, H]``; see :meth:`Forward.hidden_at`."""
-        if all(len(behind) == 1 for behind in continuations):
+        if all(len(group) == 1 for group in continuations):
             return self._padded.hidden_at(contexts, continuations, places)
         if not any(map(any, continuations)):  # all are empty: each context is a prompt
             once = [[[at for read in of_context for at in read]] for of_context in places]
@@ -216,10 +213,10 @@ class PrefixCache:
         from recbole_llamarec.ranking.model.prefix import SharedPrefix, pad_left
 
         device = next(self._base.parameters()).device
-        shown = [(i, own) for i, behind in enumerate(continuations) for own in behind if own]
+        shown = [(i, ids) for i, group in enumerate(continuations) for ids in group if ids]
         context_of = torch.tensor([i for i, _ in shown], device=device)  # [B]
         context_ids, mask = pad_left(contexts, device)  # [C, T]
-        next_ids, _ = pad_right([own for _, own in shown], device)  # [B, S]
+        next_ids, _ = pad_right([ids for _, ids in shown], device)  # [B, S]
         n_first, longest = context_ids.numel(), context_ids.shape[1]
         rows = self._rows(contexts, continuations, places, longest, next_ids.shape[1])
         read = torch.tensor(rows, device=device)  # [P], in [C * T + B * S]
@@ -242,27 +239,27 @@ class PrefixCache:
             inputs["attention_mask"] = seen
         starts = torch.tensor([len(contexts[i]) for i, _ in shown], device=device)  # [B]
         inputs["position_ids"] = starts[:, None] + torch.arange(next_ids.shape[1], device=device)
-        behind = decoder_states(
+        second = decoder_states(
             *(self._base, read[read >= n_first].unique() - n_first),
             input_ids=next_ids,
             past_key_values=cache,
             **inputs,
         )  # [B * S, H]
-        return torch.cat([first, behind])[read]  # [P, H]
+        return torch.cat([first, second])[read]  # [P, H]
 
     @staticmethod
     def _rows(
         contexts: Contexts, continuations: Continuations, places: Places, longest: int, width: int
     ) -> list[int]:
-        """Row of each place among the states of both passes, one behind the other."""
+        """Row of each place among the states of both passes, one after the other."""
         rows: list[int] = []
         n_shown = 0
-        for i, (context, behind) in enumerate(zip(contexts, continuations, strict=True)):
+        for i, (context, group) in enumerate(zip(contexts, continuations, strict=True)):
             in_context = (i + 1) * longest - len(context)  # where the context's first token stands
-            for own, read in zip(behind, places[i], strict=True):
+            for continuation, read in zip(group, places[i], strict=True):
                 beyond = len(contexts) * longest + n_shown * width - len(context)
                 rows += [(in_context if at < len(context) else beyond) + at for at in read]
-                n_shown += bool(own)
+                n_shown += bool(continuation)
         return rows
 
 
@@ -271,11 +268,11 @@ def _whole_prompts(
 ) -> tuple[list[list[int]], list[np.ndarray]]:
     """Join each context with its continuations; return the places of each prompt, int64, too."""
     prompts = [
-        [*context, *own]
-        for context, behind in zip(contexts, continuations, strict=True)
-        for own in behind
+        [*context, *continuation]
+        for context, group in zip(contexts, continuations, strict=True)
+        for continuation in group
     ]
-    read = [np.asarray(own, dtype=np.int64) for of_context in places for own in of_context]
+    read = [np.asarray(at, dtype=np.int64) for of_context in places for at in of_context]
     if len(read) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts, but places for {len(read)}.")
     return prompts, read
