@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import string
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from browser import browser, open_page  # noqa: F401  fixtures
-from helpers import DATASETS, checkpoint_of, tiny_settings, titles
+from helpers import DATASETS, checkpoint_of, tiny_settings
+from tiny_llama import write_tiny_llama
 
 import recbole_llamarec  # noqa: F401
 
@@ -35,30 +35,7 @@ def workdir(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> Path:
     """Directory of a random two-layer Llama with a byte-level BPE tokenizer."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    tokenizer = ByteLevelBPETokenizer()
-    labels = [f": {letter}" for letter in string.ascii_letters] * 20  # each becomes one token
-    tokenizer.train_from_iterator(
-        titles(200) + labels, vocab_size=600, special_tokens=["<|endoftext|>"]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer._tokenizer, eos_token="<|endoftext|>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=600,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture

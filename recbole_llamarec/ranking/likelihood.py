@@ -3,15 +3,16 @@
 The verbalizer asks a language model to point at a candidate by its letter, which a small model
 first has to learn, from one answer a prompt. A list of titles is plain text, on the other hand, and
 each of its titles is an answer to learn from (as in language models as recommenders: Zhang et al.
-2021; P5: Geng et al. 2022, arXiv 2203.13366). Nothing is generated
-either: all candidates are read in one forward pass behind the history, which they share, and since
-none sees the others, the order in which they are given is no matter.
+2021; P5: Geng et al. 2022, arXiv 2203.13366). Nothing is generated either: all candidates are read
+in one forward pass behind the history, which they share. None sees the others, so that the order in
+which they are given does not change their scores.
 
 Some titles are probable anywhere, as common words or short ones are. What counts is how much the
 history raises a title's probability, so that a share of its log-probability without any history is
 subtracted (surface form competition: Holtzman et al. 2021, arXiv 2104.08315).
 
-Shapes: K candidates, P tokens whose probability is read, V tokens that titles are made of.
+Shapes: B batch, K candidates, P tokens whose probability is read, V tokens that titles are made of,
+H hidden size.
 """
 
 from __future__ import annotations
@@ -20,77 +21,162 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
+from torch import Tensor, nn
 
-from recbole_llamarec.ranking.batching import BatchedRanker
-from recbole_llamarec.ranking.language_model import (
-    final_softcap,
-    head_logits,
-    hidden_at,
-    output_head,
-)
-from recbole_llamarec.ranking.title_list import TitleList
+from recbole_llamarec.ranking.losses import LabelLoss
+from recbole_llamarec.ranking.model.forward import Forward
+from recbole_llamarec.ranking.model.head import TokenHead, max_positions
+from recbole_llamarec.ranking.prompt.title_list import TitleList
+from recbole_llamarec.ranking.protocol import Encoded, RankerParts
 
-EncodedPool = tuple[list[int], list[list[int]]]  # token ids of a context and of what may follow it
+GPU_TITLES = 64  # titles of one pass in which their priors are computed on a GPU
+Titles = Sequence[Sequence[int]]  # token ids of each title
 
 
-class LikelihoodRanker(BatchedRanker):
+class TitlesLoss:
+    """Mean negative log-likelihood of a title, over the shown history's titles and the target's.
+
+    Every title of the history is to be likely behind those before it, so that one sample teaches as
+    many answers as it has titles. Probabilities are among the tokens that titles are made of.
+    """
+
+    reads_candidates = False
+
+    def __call__(self, ranker: Likelihood, batch: Sequence[Encoded], targets: Tensor) -> Tensor:
+        texts = [own.tokens for own in batch]
+        start = len(ranker.prompts.start)
+        places = [[range(start - 1, len(text) - 1)] for text in texts]
+        parts = ranker.log_probabilities(
+            [text[:-1] for text in texts],
+            [[[]]] * len(texts),
+            places,
+            [text[start:] for text in texts],
+        )  # B of [tokens]
+        n_titles = torch.tensor([own.n_history + 1 for own in batch], device=parts[0].device)
+        return -torch.stack([part.sum() for part in parts]) / n_titles  # [B]
+
+
+class Likelihood:
     """Ranks candidates by the probability of their titles behind the history's.
 
-    It is used in the place of a :class:`~recbole_llamarec.ranking.ranker.Ranker`. Probabilities are
-    among the tokens that titles are made of; titles that are added later bring theirs with them.
+    Probabilities are among the tokens that titles are made of; titles that are added later bring
+    theirs with them.
 
     Args:
         model: a causal language model, with or without an adapter.
+        forward: computes its hidden states.
         prompts: builds token ids from item ids.
-        batch_tokens: tokens of one forward pass, what is shared counted once; halved where memory
-            does not suffice.
         temperature: what log-likelihoods are divided by to become scores.
         prior_share: the share of each title's prior that is subtracted before.
     """
 
+    max_candidates = None
+    losses = {"label": LabelLoss(), "titles": TitlesLoss()}
+
     def __init__(
         self,
-        model,
+        model: nn.Module,
+        forward: Forward,
         prompts: TitleList,
-        batch_tokens: int,
         temperature: float = 1.0,
         prior_share: float = 0.0,
     ) -> None:
-        super().__init__(model, batch_tokens)
+        self.model = model
+        self.forward = forward
         self.prompts = prompts
         self.temperature = temperature
         self.prior_share = prior_share
+        self._head: TokenHead | None = None
+        self._head_tokens: list[int] | None = None
+        self._head_device: torch.device | None = None
         self._priors: dict[tuple[int, ...], float] = {}
         self._priors_among = prompts.token_ids
 
-    def log_likelihoods(
-        self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
-    ) -> torch.Tensor:
-        """Log-probability of each continuation behind its context, with gradients where enabled.
+    @classmethod
+    def build(cls, parts: RankerParts) -> Likelihood:
+        """Make the ranker, see :meth:`Ranker.build`."""
+        settings = parts.settings
+        limit = settings.prompt_max_tokens
+        prompts = TitleList(
+            parts.tokenizer,
+            parts.texts,
+            settings.likelihood_heading,
+            max_history=settings.prompt_max_history,
+            max_title_tokens=settings.prompt_max_title_tokens,
+            max_tokens=max_positions(parts.model) if limit is None else limit,
+        )
+        return cls(
+            *(parts.model, parts.forward, prompts),
+            temperature=settings.likelihood_temperature,
+            prior_share=settings.likelihood_prior,
+        )
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether prompts of one pass compute a common beginning once."""
+        return self.forward.shares_beginnings
+
+    def encode(self, history: Sequence[int], items: Sequence[int]) -> Encoded:
+        """Token ids of a history and of each candidate's title, see :meth:`Ranker.encode`."""
+        context, titles, n_history = self.prompts.encode(history, items)
+        (n_tokens,) = self.forward.cost([context], [[title[:-1] for title in titles]])
+        return Encoded(context, titles, len(titles), n_history, n_tokens)
+
+    def scores(self, batch: Sequence[Encoded]) -> Tensor:
+        """Scores of the candidates, float32 ``[B, K]``; see :meth:`Ranker.scores`."""
+        likelihoods = self.log_likelihoods(
+            [own.context for own in batch], [own.continuations for own in batch]
+        )  # [B * K]
+        if self.prior_share:
+            titles = [title for own in batch for title in own.continuations]
+            likelihoods = likelihoods - self.prior_share * self.priors(titles)
+        return (likelihoods / self.temperature).view(len(batch), -1)
+
+    def log_likelihoods(self, contexts: Titles, titles: Sequence[Titles]) -> Tensor:
+        """Log-probability of titles behind their context, with gradients where enabled.
 
         Args:
-            contexts: token ids, at least one each; equal ones are computed once where the model
-                packs its prompts.
-            continuations: token ids of titles, at least one each.
+            contexts: token ids, at least one each.
+            titles: token ids of each context's titles, at least one each.
 
         Returns:
-            in nats, float32 ``[len(contexts)]``.
+            in nats, float32, one for each title, in their order.
         """
-        pairs = list(zip(contexts, continuations, strict=True))
-        # the token at a place is read off the state of the one before it
-        places = [range(len(a) - 1, len(a) + len(b) - 1) for a, b in pairs]
-        hidden = hidden_at(self.model, [[*a, *b[:-1]] for a, b in pairs], places)  # [P, H]
-        known = torch.tensor(self.prompts.token_ids, device=hidden.device)  # [V]
-        expected = torch.tensor([token for _, b in pairs for token in b], device=hidden.device)
-        logits = head_logits(
-            hidden, output_head(self.model), known, final_softcap(self.model)
-        )  # [P, V]
-        found = logits.log_softmax(-1).gather(1, torch.searchsorted(known, expected)[:, None])
-        parts = found.squeeze(1).split([len(b) for _, b in pairs])
+        # The token at a place is read off the state of the one before it.
+        places = [
+            [range(len(context) - 1, len(context) + len(title) - 1) for title in own]
+            for context, own in zip(contexts, titles, strict=True)
+        ]
+        read = [[title[:-1] for title in own] for own in titles]
+        flat = [title for own in titles for title in own]
+        parts = self.log_probabilities(contexts, read, places, flat)
         return torch.stack([part.sum() for part in parts])
 
+    def log_probabilities(
+        self,
+        contexts: Titles,
+        continuations: Sequence[Titles],
+        places: Sequence[Sequence[Sequence[int]]],
+        expected: Titles,
+    ) -> tuple[Tensor, ...]:
+        """Log-probability of each expected token, among the tokens that titles are made of.
+
+        Args:
+            contexts, continuations, places: as ``Forward.hidden_at`` takes them; P places.
+            expected: the tokens to come behind the places of each continuation, P together.
+
+        Returns:
+            in nats, float32, as many as ``expected`` has tokens, for each continuation.
+        """
+        hidden = self.forward.hidden_at(contexts, continuations, places)  # [P, H]
+        head = self._title_head(hidden.device)
+        tokens = torch.tensor([token for own in expected for token in own], device=hidden.device)
+        columns = torch.searchsorted(head.token_ids, tokens)[:, None]  # [P, 1]
+        chosen = head(hidden).log_softmax(-1).gather(1, columns).squeeze(1)  # [P]
+        return chosen.split([len(own) for own in expected])
+
     @torch.no_grad()
-    def priors(self, titles: Sequence[Sequence[int]]) -> torch.Tensor:
+    def priors(self, titles: Titles) -> Tensor:
         """Log-probability of each title behind the heading alone, by the model without its adapter.
 
         Each is computed once, for as long as the titles are made of the same tokens.
@@ -99,75 +185,32 @@ class LikelihoodRanker(BatchedRanker):
             titles: token ids, at least one each.
 
         Returns:
-            in nats, float32 ``[len(titles)]``.
+            in nats, float32 ``[len(titles)]``, on the model's device.
         """
         if self._priors_among is not self.prompts.token_ids:
             self._priors, self._priors_among = {}, self.prompts.token_ids
         keys = [tuple(title) for title in titles]
         missing = [key for key in dict.fromkeys(keys) if key not in self._priors]
+        device = next(self.model.parameters()).device
         if missing:
-            heading, _ = self.prompts.encode([], [])
+            # On a CPU each title alone: its prior then has the same bits whichever other titles are
+            # missing, so that an interrupted run ends as one that was not.
+            size = 1 if device.type == "cpu" else GPU_TITLES
             is_training = self.model.training
+            self.model.eval()
             with getattr(self.model, "disable_adapter", nullcontext)():
-                self.model.eval()
-                lengths = [len(heading) + len(title) for title in missing]
-                for batch in self.batches(lengths, show_progress=False):
-                    own = [missing[i] for i in batch]
-                    found = self.within_memory(
-                        lambda part: self.log_likelihoods([heading] * len(part), part), own
-                    )
-                    self._priors |= dict(zip(own, found.tolist(), strict=True))
-                self.model.train(is_training)
-        return torch.tensor([self._priors[key] for key in keys], device=self.device)
+                for start in range(0, len(missing), size):
+                    part = missing[start : start + size]
+                    computed = self.log_likelihoods([self.prompts.start], [part])
+                    self._priors |= dict(zip(part, computed.tolist(), strict=True))
+            self.model.train(is_training)
+        return torch.tensor([self._priors[key] for key in keys], device=device)
 
-    def candidate_scores(self, encoded: Sequence[EncodedPool]) -> torch.Tensor:
-        """Scores of the candidates of each user, with gradients where they are enabled.
-
-        Args:
-            encoded: what :meth:`TitleList.encode` gives for each user; K candidates each.
-
-        Returns:
-            float32 ``[users, K]``; their softmax is the probability to be the next item.
-        """
-        contexts = [context for context, titles in encoded for _ in titles]
-        titles = [title for _, row in encoded for title in row]
-        found = self.log_likelihoods(contexts, titles)
-        if self.prior_share:
-            found = found - self.prior_share * self.priors(titles)
-        return (found / self.temperature).view(len(encoded), -1)
-
-    @torch.no_grad()
-    def rank(
-        self,
-        histories: Sequence[Sequence[int]],
-        candidates: Sequence[Sequence[int]],
-        show_progress: bool = False,
-    ) -> torch.Tensor:
-        """Log-probability of each candidate to be the next item, among the candidates.
-
-        Args:
-            histories: item ids of each user in chronological order, any length.
-            candidates: item ids to rank, equally many (K) for each user.
-            show_progress: show a progress bar over users.
-
-        Returns:
-            float32 ``[users, K]`` on the CPU, in the order of ``candidates``; every row sums to 1
-            in probability.
-        """
-        if not len(histories):
-            return torch.zeros(0, 0)
-        shortened_before = self.prompts.n_shortened
-        encoded = [
-            self.prompts.encode(history, [[item] for item in pool])
-            for history, pool in zip(histories, candidates, strict=True)
-        ]
-        self.prompts.report_shortened(since=shortened_before)
-        result = torch.empty(len(encoded), len(candidates[0]))
-        lengths = [len(context) + sum(map(len, titles)) for context, titles in encoded]
-        self.model.eval()
-        if self.prior_share:  # of all at once: in fuller batches
-            self.priors([title for _, titles in encoded for title in titles])
-        for batch in self.batches(lengths, show_progress):
-            found = self.within_memory(self.candidate_scores, [encoded[i] for i in batch])  # [b, K]
-            result[torch.from_numpy(batch)] = found.log_softmax(-1).cpu()
-        return result
+    def _title_head(self, device: torch.device) -> TokenHead:
+        """The output head for the tokens of titles; gathered anew where these have changed."""
+        token_ids = self.prompts.token_ids
+        if self._head is None or self._head_tokens is not token_ids or self._head_device != device:
+            with torch.inference_mode(False):  # gradients flow through it later
+                self._head = TokenHead(self.model, token_ids)
+            self._head_tokens, self._head_device = token_ids, device
+        return self._head

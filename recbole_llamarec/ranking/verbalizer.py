@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from recbole_llamarec.ranking.language_model import head_logits
-from recbole_llamarec.ranking.template import PLACEHOLDERS, placeholder_error
+from recbole_llamarec.ranking.model.head import head_logits
+from recbole_llamarec.ranking.prompt.template import PLACEHOLDERS, placeholder_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,9 +1,12 @@
-"""Tokenizers of the kinds that ranking models use; all but SmolLM2's are trained here."""
+"""A random Llama, and tokenizers of the kinds that ranking models use; all but SmolLM2's are
+trained here."""
 
 import importlib.util
 import json
+import os
 import random
 import string
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,12 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+
+# These tests also run without tests/conftest.py, which imports RecBole.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny_llama import write_tiny_llama
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 TEXT = """the of and a in night day story world love war king star lost city house river man woman
 children return last first great little black white red blue dark light dream journey road island
@@ -54,6 +63,12 @@ def byte_level_bpe(pattern: str | None) -> PreTrainedTokenizerFast:
     paragraphs = ["\n\n".join(lines[i : i + 3]) + ";\n\n" for i in range(0, len(lines), 3)]
     backend.train_from_iterator(lines + paragraphs, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """Directory of a random two-layer Llama with a byte-level BPE tokenizer."""
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from recbole_llamarec.ranking.pieces import encode_pieces, encode_start
-from recbole_llamarec.ranking.template import TITLE_MARK, PromptTemplate, cut_points
-from recbole_llamarec.ranking.title import TitleRules, prepare_titles, special_texts
+from recbole_llamarec.ranking.prompt.pieces import encode_pieces, encode_start
+from recbole_llamarec.ranking.prompt.template import TITLE_MARK, PromptTemplate, cut_points
+from recbole_llamarec.ranking.prompt.title import TitleRules, prepare_titles, special_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,11 +129,20 @@ class PromptBuilder:
         return prepare_titles(titles, self._rules, self._max_title_tokens, self._encode_pieces)
 
     def encode(self, history: Sequence[int], candidates: Sequence[int]) -> list[int]:
+        """Return a prompt's token ids, as :meth:`encode_shown` does, which see."""
+        return self.encode_shown(history, candidates)[0]
+
+    def encode_shown(
+        self, history: Sequence[int], candidates: Sequence[int]
+    ) -> tuple[list[int], int]:
         """Return a prompt's token ids, with the tokenizer's own start token if it has one.
 
         Args:
             history: Item ids, the oldest first; the last ``max_history`` are shown.
             candidates: Two or more distinct item ids, in the order of the labels.
+
+        Returns:
+            The token ids, and how many titles of the history they show.
 
         Raises:
             ValueError: An id is not an item's, the candidates are fewer than two, repeated or more
@@ -142,7 +151,7 @@ class PromptBuilder:
         recent, candidates = self._check(history, candidates)
         kept, ids = self._fit(recent, candidates)
         self.n_shortened += len(kept) < len(recent)
-        return ids
+        return ids, len(kept)
 
     def encode_all(
         self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]

@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import TYPE_CHECKING
 
-from recbole_llamarec.ranking.pieces import encode_pieces, encode_start
-from recbole_llamarec.ranking.title import TitleRules, prepare_titles, special_texts
+from recbole_llamarec.ranking.prompt.pieces import encode_pieces, encode_start
+from recbole_llamarec.ranking.prompt.title import TitleRules, prepare_titles, special_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END = ";"  # of a title; it stands after each, so that "Alien" is not a beginning of "Aliens"
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class TitleList:
@@ -31,8 +30,11 @@ class TitleList:
         heading: what stands before the first title.
         max_title_tokens: most tokens of a title; a longer one is cut, everywhere alike.
         max_tokens: most tokens of a text; the first titles go first; ``None`` is no limit.
+        max_history: most titles of a history that are shown, the most recent ones; ``None`` is no
+            limit.
 
     Attributes:
+        start: token ids of the heading, which every text begins with.
         titles: the titles as they are shown: cleaned, cut, ``"unknown item"`` where empty.
         token_ids: every token that a title has, each once, in rising order.
         n_shortened: histories encoded so far that were cut to fit ``max_tokens``.
@@ -45,14 +47,16 @@ class TitleList:
         heading: str,
         max_title_tokens: int,
         max_tokens: int | None = None,
+        max_history: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.heading = heading
         self.max_tokens = max_tokens
+        self.max_history = max_history
         self.n_shortened = 0
         self._max_title_tokens = max_title_tokens
         self._rules = TitleRules.build(heading, "", "", (), 0, special_texts(tokenizer))
-        self._start = encode_start(tokenizer, heading)
+        self.start = encode_start(tokenizer, heading)
         self.titles: list[str] = []
         self._pieces: list[list[int]] = []
         self.token_ids: list[int] = []
@@ -81,47 +85,67 @@ class TitleList:
             self.token_ids = token_ids
 
     def encode(
-        self, history: Sequence[int], nexts: Sequence[Sequence[int]]
-    ) -> tuple[list[int], list[list[int]]]:
-        """Token ids of a history, and of each of several lists of titles that may follow it.
+        self, history: Sequence[int], items: Sequence[int]
+    ) -> tuple[list[int], list[list[int]], int]:
+        """Token ids of a history, and of each title that may follow it.
 
         Args:
-            history: item ids in the order in which they are shown, any evidence in front.
-            nexts: item ids of each continuation.
+            history: item ids in chronological order; the last ``max_history`` are shown.
+            items: item ids of the titles that may follow.
+
+        Returns:
+            The history's token ids, those of each item's title, and how many titles of the history
+            are shown.
 
         Raises:
-            ValueError: an id is not an item's, or a continuation does not fit ``max_tokens``.
+            ValueError: an id is not an item's, or a title does not fit ``max_tokens``.
         """
-        recent = [int(item) for item in history]
+        recent = self._recent(history)
+        kept = self._fitting(recent, items)
+        self.n_shortened += len(kept) < len(recent)
+        context = self.start + [token for item in kept for token in self._pieces[item]]
+        return context, [self._pieces[int(item)] for item in items], len(kept)
+
+    def text(self, history: Sequence[int], items: Sequence[int]) -> str:
+        """The text of a history, and behind it, one a line, what each item adds.
+
+        Args:
+            history, items: as :meth:`encode` takes them.
+        """
+        kept = self._fitting(self._recent(history), items)
+        shown = "".join(f" {self.titles[item]}{END}" for item in kept)
+        return "\n".join([self.heading + shown, *(f" {self.titles[i]}{END}" for i in items)])
+
+    def _recent(self, history: Sequence[int]) -> list[int]:
+        first = 0 if self.max_history is None else max(0, len(history) - self.max_history)
+        return [int(item) for item in history[first:]]
+
+    def _fitting(self, history: list[int], items: Sequence[int]) -> list[int]:
+        """The most recent items of a history that fit ``max_tokens`` with each title behind."""
         n_items = len(self.titles)
-        if wrong := [item for item in chain(recent, *nexts) if not 0 < item < n_items]:
+        if wrong := [int(item) for item in (*history, *items) if not 0 < item < n_items]:
             raise ValueError(
                 f"Item id {wrong[0]} has no title: ids go from 1 to {n_items - 1} (0 is padding)."
             )
-        continuations = [[token for item in row for token in self._pieces[item]] for row in nexts]
-        longest = len(self._start) + max(map(len, continuations), default=0)
-        lengths = [len(self._pieces[item]) for item in recent]
-        kept = recent
-        if self.max_tokens is not None:
-            if longest > self.max_tokens:
-                raise ValueError(
-                    f"prompt_max_tokens is {self.max_tokens}, but {longest} tokens are needed "
-                    "without any history; raise it, or lower prompt_max_title_tokens."
-                )
-            while longest + sum(lengths) > self.max_tokens:
-                kept, lengths = kept[1:], lengths[1:]
-            self.n_shortened += len(kept) < len(recent)
-        return self._start + [token for item in kept for token in self._pieces[item]], continuations
-
-    def text(self, history: Sequence[int], candidates: Sequence[int]) -> str:
-        """The history's text, and behind it, one a line, what each candidate adds."""
-        shown = "".join(f" {self.titles[item]}{END}" for item in history)
-        return "\n".join([self.heading + shown, *(f" {self.titles[i]}{END}" for i in candidates)])
+        if self.max_tokens is None:
+            return history
+        longest = max((len(self._pieces[int(item)]) for item in items), default=0)
+        n_tokens = len(self.start) + longest
+        if n_tokens > self.max_tokens:
+            raise ValueError(
+                f"prompt_max_tokens is {self.max_tokens}, but {n_tokens} tokens are needed "
+                "without any history; raise it, or lower prompt_max_title_tokens."
+            )
+        first = len(history)
+        while first and n_tokens + len(self._pieces[history[first - 1]]) <= self.max_tokens:
+            first -= 1
+            n_tokens += len(self._pieces[history[first]])
+        return history[first:]
 
     def report_shortened(self, since: int) -> None:
         """Warn of the histories that were shortened since :attr:`n_shortened` was ``since``."""
         if shortened := self.n_shortened - since:
-            _logger.warning(
+            logger.warning(
                 "%d histories lost their oldest titles to fit prompt_max_tokens: %d",
                 *(shortened, self.max_tokens),
             )

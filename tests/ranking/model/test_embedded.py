@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_llamarec.ranking import embedded
-from recbole_llamarec.ranking.embedded import (
+from recbole_llamarec.ranking.model import embedded
+from recbole_llamarec.ranking.model.embedded import (
     cache_root,
     embedded_model_directory,
     embedded_model_is_at_hand,
 )
-from recbole_llamarec.ranking.language_model import (
+from recbole_llamarec.ranking.model.forward import Padded
+from recbole_llamarec.ranking.model.head import output_head
+from recbole_llamarec.ranking.model.loading import (
     LanguageModelSettings,
     check_language_model,
-    last_hidden,
     load_language_model,
-    output_head,
 )
 
 GGUF = b"GGUF, or nearly so"
@@ -243,7 +243,7 @@ def test_the_real_embedded_model():
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|im_end|>")
 
     prompts = [tokenizer(f"The capital of {land} is").input_ids for land in ("France", "Italy")]
-    input_ids = torch.tensor([prompts[0] + [0, 0], prompts[1] + [7, 7]])
-    hidden = last_hidden(model, input_ids, torch.tensor([len(p) for p in prompts]))
+    ends = [[[len(prompt) - 1]] for prompt in prompts]
+    hidden = Padded(model).hidden_at(prompts, [[[]]] * 2, ends)
     best = output_head(model)(hidden).argmax(-1)
     assert [tokenizer.decode(token) for token in best] == [" Paris", " Rome"]

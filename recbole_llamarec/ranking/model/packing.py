@@ -26,7 +26,7 @@ MIN_SHARED = 16  # tokens; what is shorter is not worth a segment of its own
 QUERY_BLOCK = 192  # queries that meet their keys at once: what lies above the diagonal is skipped
 _SPECIAL = ("s_aux", "position_bias", "cache")  # of transformers' models, and not computed here
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -
     def lay(group: list[int], begin: int, context: tuple[slice, ...]) -> None:
         """Lay out the prompts of a group, which are equal up to ``begin``."""
         first, last = rows[group[0]], rows[group[-1]]  # in order, so all others lie between
-        stop = begin + _common(first[begin:], last[begin:])
+        stop = begin + common_beginning(first[begin:], last[begin:])
         start = len(input_ids)
         if stop > begin:
             input_ids.extend(first[begin:stop])
@@ -117,35 +117,8 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -
     return Packing(as_tensor(input_ids), as_tensor(position_ids), tuple(segments), tuple(paths))
 
 
-def packed_batches(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[np.ndarray]:
-    """Group prompts so that those with a common beginning meet in a row, within a budget.
-
-    Args:
-        prompts: token ids of each prompt.
-        max_tokens: tokens of a row, where what neighbours have in common counts once (the row may
-            be longer by less than ``MIN_SHARED``); a longer prompt makes a row of its own.
-
-    Returns:
-        list of int64 index arrays; together they are a permutation of all prompts.
-    """
-    order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
-    batches: list[list[int]] = []
-    used = 0
-    for row in order:
-        if batches:
-            shared = _common(prompts[batches[-1][-1]], prompts[row])
-            added = len(prompts[row]) - (shared if shared >= MIN_SHARED else 0)
-            if used + added <= max_tokens:
-                batches[-1].append(row)
-                used += added
-                continue
-        batches.append([row])
-        used = len(prompts[row])
-    return [np.array(batch, dtype=np.int64) for batch in batches]
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two prompts have in common at their beginning."""
+def common_beginning(first: Sequence[int], second: Sequence[int]) -> int:
+    """Count how many tokens two prompts have in common at their beginning."""
     pairs = zip(first, second, strict=False)
     shorter = min(len(first), len(second))
     return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
@@ -155,7 +128,7 @@ def _split(rows: list[list[int]], order: list[int], begin: int) -> Iterator[list
     """Part sorted prompts where neighbours share less than ``MIN_SHARED`` tokens behind begin."""
     group: list[int] = []
     for row in order:
-        if group and _common(rows[group[-1]][begin:], rows[row][begin:]) < MIN_SHARED:
+        if group and common_beginning(rows[group[-1]][begin:], rows[row][begin:]) < MIN_SHARED:
             yield group
             group = []
         group.append(row)
@@ -286,20 +259,21 @@ def _causal_mask(
 
 
 @torch.no_grad()
-def use_packing(model: Any, attention: str) -> bool:
+def use_packing(model: Any) -> bool:
     """Switch a model to packed attention if, by trial, it then keeps the prompts of a row apart.
 
     Models with a recurrent state, or with attention of their own, do not.
 
     Args:
-        model: a causal language model of transformers.
-        attention: the attention implementation that it has, to which it returns otherwise.
+        model: a causal language model of transformers, in evaluation mode; its attention stays as
+            it is otherwise.
 
     Returns:
         whether it has been switched.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
+    attention = model.config._attn_implementation
     AttentionInterface.register(PACKED, packed_attention)
     AttentionMaskInterface.register(PACKED, AttentionMaskInterface()["sdpa"])  # where unpacked
     decoder = model.get_decoder()
@@ -316,9 +290,9 @@ def use_packing(model: Any, attention: str) -> bool:
         model.set_attn_implementation(PACKED)
         packed = packed_states(decoder, packing)[packing.ends].float()  # [3, H]
         error, leak = (packed - alone).norm(dim=1), (as_one - alone).norm(dim=1)
-        if (error[1:] < leak[1:] / 2).all():  # the first has nothing before it
+        if (error[1:] < leak[1:] / 4).all():  # the first has nothing before it
             return True
     except (TypeError, ValueError, RuntimeError) as reason:
-        _logger.debug("Packing failed: %s", reason)
+        logger.debug("Packing failed: %s", reason)
     model.set_attn_implementation(attention)
     return False

@@ -1,0 +1,126 @@
+"""The paper's ranker: candidates behind index letters, one forward pass, the letters' logits.
+
+LlamaRec, Yue et al. 2023, arXiv 2311.02089, section 3.3.
+
+Shapes: B batch, K candidates, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from recbole_llamarec.ranking.losses import LabelLoss
+from recbole_llamarec.ranking.model.forward import Forward
+from recbole_llamarec.ranking.model.head import final_softcap, max_positions, output_head
+from recbole_llamarec.ranking.prompt.builder import PromptBuilder
+from recbole_llamarec.ranking.protocol import Encoded, RankerParts
+from recbole_llamarec.ranking.verbalizer import Verbalizer, default_labels
+
+
+class NextTokenLoss:
+    """Cross-entropy over the vocabulary of the label and of the end token behind it, averaged.
+
+    One pass reads both: the label's logits at the prompt's last token, the end token's at the
+    label. Targets that several candidates share count as the most probable one's.
+    """
+
+    reads_candidates = True
+
+    def __call__(self, ranker: Letters, batch: Sequence[Encoded], targets: Tensor) -> Tensor:
+        end = ranker.prompts.tokenizer.eos_token_id
+        if end is None:
+            raise ValueError(
+                "train_loss: next_token tunes on the end token behind the label, and the "
+                "tokenizer has none; set train_loss to label."
+            )
+        labels = [ranker.verbalizer.token_ids[i] for i in targets.argmax(1).tolist()]
+        answered = [[*own.context, label] for own, label in zip(batch, labels, strict=True)]
+        places = [[[len(tokens) - 2, len(tokens) - 1]] for tokens in answered]
+        hidden = ranker.forward.hidden_at(answered, [[[]]] * len(answered), places)  # [2 B, H]
+        logits = output_head(ranker.model)(hidden).float()  # [2 B, V]
+        if (cap := final_softcap(ranker.model)) is not None:
+            logits = cap * torch.tanh(logits / cap)
+        expected = torch.tensor([(label, end) for label in labels], device=logits.device)  # [B, 2]
+        losses = cross_entropy(logits, expected.flatten(), reduction="none")  # [2 B]
+        return losses.view(-1, 2).mean(1)  # [B]
+
+
+class Letters:
+    """Ranks candidates by the logits of their labels behind one prompt that shows them all.
+
+    Args:
+        model: a causal language model, with or without an adapter.
+        forward: computes its hidden states.
+        prompts: builds token ids from item ids.
+        verbalizer: reads one score for each label.
+    """
+
+    losses = {"label": LabelLoss(), "next_token": NextTokenLoss()}
+
+    def __init__(
+        self, model: nn.Module, forward: Forward, prompts: PromptBuilder, verbalizer: Verbalizer
+    ) -> None:
+        self.model = model
+        self.forward = forward
+        self.prompts = prompts
+        self.verbalizer = verbalizer
+
+    @classmethod
+    def build(cls, parts: RankerParts) -> Letters:
+        """Make the ranker, see :meth:`Ranker.build`.
+
+        Raises:
+            ValueError: a label is no single token behind the prompt, or there are too few titles.
+        """
+        settings = parts.settings
+        labels = settings.verbalizer_labels or default_labels(settings.rerank_candidates)
+        limit = settings.prompt_max_tokens
+        if limit is None and (positions := max_positions(parts.model)) is not None:
+            limit = positions - 1  # the label stands behind the prompt where it is tuned on
+        prompts = PromptBuilder(
+            parts.tokenizer,
+            parts.texts,
+            labels,
+            settings.prompt,
+            max_history=settings.prompt_max_history,
+            max_title_tokens=settings.prompt_max_title_tokens,
+            max_prompt_tokens=limit,
+        )
+        n_shown = min(len(labels), settings.rerank_candidates, len(parts.texts) - 1)
+        some_items = range(1, n_shown + 1)
+        verbalizer = Verbalizer.for_tokenizer(
+            parts.tokenizer, labels, prompts.text(some_items, some_items), settings.prompt.response
+        )
+        return cls(parts.model, parts.forward, prompts, verbalizer)
+
+    @property
+    def max_candidates(self) -> int:
+        """As many candidates as there are labels."""
+        return len(self.verbalizer.labels)
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether prompts of one pass compute a common beginning once."""
+        return self.forward.shares_beginnings
+
+    def encode(self, history: Sequence[int], items: Sequence[int]) -> Encoded:
+        """Token ids of one prompt, see :meth:`Ranker.encode`; items are distinct."""
+        context, n_history = self.prompts.encode_shown(history, items)
+        (n_tokens,) = self.forward.cost([context], [[[]]])
+        return Encoded(context, [], len(items), n_history, n_tokens)
+
+    def scores(self, batch: Sequence[Encoded]) -> Tensor:
+        """Label logits, float32 ``[B, K]`` (paper, section 3.2); see :meth:`Ranker.scores`.
+
+        Only the last position's hidden state meets the head, and only its label rows.
+        """
+        contexts = [own.context for own in batch]
+        places = [[[len(context) - 1]] for context in contexts]
+        hidden = self.forward.hidden_at(contexts, [[[]]] * len(contexts), places)  # [B, H]
+        return self.verbalizer.scores(
+            hidden, output_head(self.model), batch[0].n_candidates, final_softcap(self.model)
+        )  # [B, K]

@@ -1,0 +1,109 @@
+"""The files of an adapter: a PEFT directory, read without pickle and written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+_CONFIG_FILE = "adapter_config.json"
+_WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Read ``adapter_config.json``.
+
+    Raises:
+        FileNotFoundError: it is absent.
+        ValueError: it is damaged, or no LoRA adapter's.
+    """
+    path = directory / _CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{directory} holds no {_CONFIG_FILE}; give the directory of a saved adapter."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ValueError(
+            f"{path} describes no LoRA adapter (peft_type must be 'LORA'); give the directory of "
+            "a LoRA adapter."
+        )
+    return config
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """Read ``adapter_model.safetensors``; tensors by PEFT's names.
+
+    Raises:
+        FileNotFoundError: it is absent.
+        ValueError: it is damaged, or a pickled file is in its place.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = directory / _WEIGHTS_FILE
+    if not path.is_file() and (directory / "adapter_model.bin").is_file():
+        raise ValueError(
+            f"{directory} holds a pickled adapter_model.bin, which can run code when loaded; "
+            "convert it where you trust it: load it with PEFT and call save_pretrained, which "
+            f"writes {_WEIGHTS_FILE}."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} holds no {_WEIGHTS_FILE}; save the adapter again.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); save or copy the adapter again.") from error
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """Within, write an adapter's files; they take the directory's place whole or not at all.
+
+    The names beside it do not change, so that what a killed run leaves is removed by the next one.
+
+    Args:
+        directory: made with its parents; an adapter already there is replaced.
+
+    Yields:
+        An empty directory to write to.
+
+    Raises:
+        FileExistsError: the directory holds something else, which would be lost.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = directory.with_name(f".{directory.name}.part")
+    replaced = directory.with_name(f".{directory.name}.replaced")
+    if replaced.exists() and not directory.exists():  # killed between the two renames below
+        replaced.rename(directory)
+    _remove(staging, replaced)
+    staging.mkdir()
+    try:
+        yield staging
+        if directory.exists():
+            foreign = set(os.listdir(directory)) - set(os.listdir(staging))
+            if foreign:
+                raise FileExistsError(
+                    f"{directory} holds {sorted(foreign)}, which are no adapter's files; give a "
+                    "new or an empty directory for the adapter."
+                )
+            directory.rename(replaced)
+        staging.rename(directory)
+    finally:
+        if replaced.exists() and not directory.exists():
+            replaced.rename(directory)
+        _remove(staging, replaced)
+
+
+def _remove(*directories: Path) -> None:
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)

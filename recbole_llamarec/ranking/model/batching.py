@@ -1,0 +1,211 @@
+"""Batches of prompts within a budget of tokens, which is cut where memory runs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_llamarec.ranking.model.packing import MIN_SHARED, common_beginning
+
+if TYPE_CHECKING:
+    from recbole_llamarec.ranking.protocol import Encoded
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of torch's errors
+
+logger = logging.getLogger(__name__)
+
+
+class TokenBudget:
+    """How many tokens one pass may have; cut for good where that is too much for the memory.
+
+    Args:
+        tokens: most tokens of one pass.
+        key: the YAML key that sets them, for the log.
+
+    Attributes:
+        tokens: most tokens of one pass from now on.
+    """
+
+    def __init__(self, tokens: int, key: str) -> None:
+        self.tokens = tokens
+        self.key = key
+
+    def batches(self, encoded: Sequence[Encoded], share: bool = False) -> list[np.ndarray]:
+        """Group prompts into passes within the budget.
+
+        Args:
+            encoded: the prompts.
+            share: whether prompts of one pass compute common beginnings once
+                (``Forward.shares_beginnings``), so that those are brought together.
+
+        Returns:
+            Indices of each pass, int64; together they are a permutation of all prompts. Without
+            ``share`` the longest come first.
+        """
+        if share:
+            return shared_batches([one.tokens for one in encoded], self.tokens)
+        return length_batches([one.n_tokens for one in encoded], self.tokens)
+
+    def cut(self, n_tokens: int) -> None:
+        """Halve the budget below a pass that did not fit.
+
+        Args:
+            n_tokens: tokens of that pass.
+        """
+        self.tokens = max(1, min(self.tokens, n_tokens // 2))
+        logger.warning(
+            "Memory ran out in a pass of %d tokens: %s is %d from now on.",
+            *(n_tokens, self.key, self.tokens),
+        )
+
+    def run(
+        self,
+        encoded: Sequence[Encoded],
+        compute: Callable[[np.ndarray], Tensor],
+        share: bool = False,
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Compute all prompts, pass by pass.
+
+        Where memory runs out, the budget is cut, and what is left is grouped anew.
+
+        Args:
+            encoded: the prompts.
+            compute: is given the indices of a pass, and must leave nothing behind when it fails.
+            share: as :meth:`batches` takes it.
+
+        Yields:
+            The indices of each pass, int64, and what was computed of it.
+
+        Raises:
+            torch.OutOfMemoryError: one prompt alone is too much.
+        """
+        left = self.batches(encoded, share)
+        while left:
+            rows = left.pop(0)
+            result = self._computed(encoded, compute, rows)
+            if result is not None:
+                yield rows, result
+                continue
+            self.cut(_n_tokens([encoded[row] for row in rows], share))
+            rest = np.concatenate([rows, *left])
+            parts = self.batches([encoded[row] for row in rest], share)
+            left = [rest[part] for part in parts]
+
+    def _computed(
+        self,
+        encoded: Sequence[Encoded],
+        compute: Callable[[np.ndarray], Tensor],
+        rows: np.ndarray,
+    ) -> Tensor | None:
+        """What was computed of a pass; None where memory ran out, its tensors being free again."""
+        try:
+            return compute(rows)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(rows) == 1:
+                raise torch.OutOfMemoryError(
+                    f"{self.key}: one prompt of {encoded[rows[0]].n_tokens} tokens does not fit "
+                    "into the memory. Show less in a prompt (prompt_max_history, "
+                    "prompt_max_title_tokens, rerank_candidates), or take a smaller model or "
+                    "llm_load_in_4bit."
+                ) from error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what is left is cut into other sizes
+        return None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell torch's errors of a device's memory, or of the CPU's, from all others."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error).lower() for words in _NO_MEMORY
+    )
+
+
+def length_batches(lengths: Sequence[int], max_tokens: int) -> list[np.ndarray]:
+    """Group prompts so that little padding is computed; the longest come first.
+
+    A batch of ``n`` prompts costs ``n`` times its longest prompt; it is closed before that exceeds
+    ``max_tokens``. A prompt longer than the budget makes a batch of its own.
+
+    Args:
+        lengths: tokens of each prompt.
+        max_tokens: tokens of a padded batch.
+
+    Returns:
+        list of int64 index arrays; together they are a permutation of all prompts. The order
+        depends on the lengths alone, so equal input gives equal batches.
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, max_tokens // max(1, int(lengths[order[start]])))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def shared_batches(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[np.ndarray]:
+    """Group prompts so that those with a common beginning meet in a pass, within a budget.
+
+    Args:
+        prompts: token ids of each prompt.
+        max_tokens: tokens of a pass, where what neighbours have in common counts once (the pass
+            may be longer by less than ``MIN_SHARED``); a longer prompt makes a pass of its own.
+
+    Returns:
+        list of int64 index arrays; together they are a permutation of all prompts.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
+    batches: list[list[int]] = []
+    used = 0
+    for row in order:
+        if batches:
+            added = _n_added(prompts[batches[-1][-1]], prompts[row])
+            if used + added <= max_tokens:
+                batches[-1].append(row)
+                used += added
+                continue
+        batches.append([row])
+        used = len(prompts[row])
+    return [np.array(batch, dtype=np.int64) for batch in batches]
+
+
+def _n_added(before: Sequence[int], prompt: Sequence[int]) -> int:
+    """Tokens by which a prompt lengthens a pass behind its neighbour."""
+    shared = common_beginning(before, prompt)
+    return len(prompt) - (shared if shared >= MIN_SHARED else 0)
+
+
+def _n_tokens(encoded: Sequence[Encoded], share: bool) -> int:
+    """Tokens of a pass, as :meth:`TokenBudget.batches` counts them."""
+    if not share:
+        return len(encoded) * max(one.n_tokens for one in encoded)
+    prompts = [one.tokens for one in encoded]
+    neighbours = zip(prompts, prompts[1:], strict=False)
+    return len(prompts[0]) + sum(_n_added(before, prompt) for before, prompt in neighbours)
+
+
+def pad_right(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pad token ids on the right with token 0.
+
+    A causal model's real positions cannot see what follows them, so no mask is needed and any
+    token will do.
+
+    Args:
+        prompts: token ids, at least one prompt.
+        device: where the tensors go.
+
+    Returns:
+        ``input_ids`` ``[batch, longest]`` and ``lengths`` ``[batch]``, both int64.
+    """
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    input_ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)  # [B, T]
+    for row, prompt in zip(input_ids, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    return input_ids.to(device), lengths.to(device)

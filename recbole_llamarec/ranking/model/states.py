@@ -1,0 +1,84 @@
+"""Running a model's decoder for the states at some tokens, without computing any logits.
+
+Shapes: B rows of the input, T tokens of each, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def decoder_states(base: Any, rows: Tensor, **inputs: Any) -> Tensor:
+    """Run the decoder for the states at some tokens of its input.
+
+    Args:
+        base: causal language model, not wrapped by PEFT.
+        rows: places in the flattened input, distinct, int64.
+        **inputs: of the decoder, ``input_ids`` ``[B, T]`` among them.
+
+    Returns:
+        ``[B * T, H]`` states after the final norm, which are right at ``rows`` only.
+    """
+    inputs["use_cache"] = "past_key_values" in inputs
+    # at least one row, as not every kernel takes none
+    with only_rows(last_feed_forward(base), rows if len(rows) else rows.new_zeros(1)):
+        return base.get_decoder()(**inputs).last_hidden_state.flatten(0, 1)  # [B * T, H]
+
+
+def last_feed_forward(base: Any) -> nn.Module | None:
+    """Return the last layer's feed-forward network, where it has its usual name."""
+    layers = getattr(base.get_decoder(), "layers", None)
+    return getattr(layers[-1], "mlp", None) if layers else None
+
+
+@contextmanager
+def only_rows(module: nn.Module | None, rows: Tensor) -> Iterator[None]:
+    """Within, a module that works on each position alone computes these and returns 0 elsewhere.
+
+    Nothing behind the last layer's feed-forward network mixes positions, so that only those that
+    are read need it.
+
+    Args:
+        module: its input and output are ``[..., H]``; None changes nothing.
+        rows: positions, counted over all dimensions but the last.
+    """
+    if module is None:
+        yield
+        return
+    shape = torch.Size()
+
+    def select(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal shape
+        shape = inputs[0].shape
+        return (inputs[0].flatten(0, -2)[rows][None], *inputs[1:])  # [1, rows, H]
+
+    def put_back(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        whole = output.new_zeros(shape).flatten(0, -2)  # [B * T, H]
+        return whole.index_copy(0, rows, output[0]).view(shape)
+
+    hooks = [module.register_forward_pre_hook(select), module.register_forward_hook(put_back)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def reads_left_to_right(base: Any) -> bool:
+    """Try out whether no token changes the state of one before it, as in an encoder such as BERT.
+
+    transformers loads encoders as causal language models, too.
+
+    Args:
+        base: a model of transformers, in evaluation mode.
+    """
+    device = next(base.parameters()).device
+    input_ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=device)
+    states = base.get_decoder()(input_ids=input_ids).last_hidden_state[:, :2].float()  # [2, 2, H]
+    return bool((states[0] - states[1]).norm() < 0.01 * states[0].norm())

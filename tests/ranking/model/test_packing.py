@@ -1,0 +1,105 @@
+import random
+
+import pytest
+import torch
+from tiny_models import CONFIGS, VOCABULARY, tiny_model
+
+from recbole_llamarec.ranking.model.forward import Packed, Padded
+from recbole_llamarec.ranking.model.packing import MIN_SHARED, pack, use_packing
+
+
+def last_states(forward, prompts):
+    """States at the last token of prompts, which nothing continues."""
+    return forward.hidden_at(
+        prompts, [[[]]] * len(prompts), [[[len(prompt) - 1]] for prompt in prompts]
+    )
+
+
+def tokens(n: int, seed: int) -> list[int]:
+    return random.Random(seed).choices(range(1, VOCABULARY), k=n)
+
+
+def many_prompts() -> list[list[int]]:
+    """Of very different lengths, with beginnings in common on two levels, some twice."""
+    instruction = tokens(MIN_SHARED + 3, seed=1)
+    users = [instruction + tokens(length, seed=length) for length in (1, 40, 200)]
+    orders = [user + tokens(length, 7 * length) for user in users for length in (1, 25, 90)]
+    others = [tokens(1, seed=2), tokens(170, seed=3), instruction[:-2], instruction]
+    prompts = [*users, *orders, *others, users[1], orders[4]]
+    random.Random(0).shuffle(prompts)
+    return prompts
+
+
+def test_each_token_of_a_row_stands_behind_the_tokens_of_its_own_prompts():
+    prompts = many_prompts()
+    packing = pack(prompts)
+    assert len(packing.input_ids) < 0.6 * sum(map(len, prompts))
+    assert [s.start for s in packing.segments[1:]] == [s.stop for s in packing.segments[:-1]]
+    assert packing.segments[-1].stop == len(packing.input_ids)
+    for prompt, end in zip(prompts, packing.ends.tolist(), strict=True):
+        segment = next(s for s in packing.segments if s.start <= end < s.stop)
+        seen = [*segment.context, slice(segment.start, end + 1)]
+        assert torch.cat([packing.input_ids[part] for part in seen]).tolist() == prompt
+        places = torch.cat([packing.position_ids[part] for part in seen])
+        assert places.tolist() == list(range(len(prompt)))
+
+
+def test_a_shared_beginning_is_laid_out_once_and_a_short_one_is_not():
+    long, short = tokens(MIN_SHARED, seed=1), tokens(MIN_SHARED - 1, seed=1)
+    assert len(pack([[*long, 1, 2], [*long, 3]]).input_ids) == MIN_SHARED + 3
+    assert len(pack([[*short, 1, 2], [*short, 3]]).input_ids) == 2 * (MIN_SHARED - 1) + 3
+
+
+@pytest.mark.parametrize("prompts", [[], [[1, 2], []]])
+def test_an_empty_prompt_is_refused(prompts):
+    with pytest.raises(ValueError, match="at least one"):
+        pack(prompts)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_packed_states_are_those_of_each_prompt_alone(kind):
+    model, prompts = tiny_model(kind), many_prompts()
+    with torch.no_grad():
+        alone = torch.cat([last_states(Padded(model), [prompt]) for prompt in prompts])
+        assert use_packing(model)
+        packed = last_states(Packed(model), prompts)
+    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_packed_gradients_are_those_of_the_padded_prompts():
+    model, prompts = tiny_model("llama"), many_prompts()
+    gradients = []
+    assert use_packing(model)
+    for forward in (Padded(model), Packed(model)):
+        model.zero_grad()
+        last_states(forward, prompts).square().mean().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 15
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+
+
+def test_packing_is_recognised_in_half_precision():
+    assert use_packing(tiny_model("llama", dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("config", ["mamba", "own attention"])
+def test_a_model_that_mixes_the_prompts_is_left_as_it_was(config):
+    model = tiny_model("mamba" if config == "mamba" else "llama")
+    if config == "own attention":
+        layer = model.model.layers[1]
+        plain = layer.self_attn.forward
+        layer.self_attn.forward = lambda **kwargs: plain(**{**kwargs, "packing": None})
+    prompts = [tokens(9, seed=4), tokens(30, seed=5)]
+    with torch.no_grad():
+        attention, before = model.config._attn_implementation, last_states(Padded(model), prompts)
+        assert not use_packing(model)
+        assert model.config._attn_implementation == attention
+        torch.testing.assert_close(last_states(Padded(model), prompts), before)
+
+
+def test_without_a_packing_the_attention_is_the_ordinary_one():
+    model, prompts = tiny_model("llama"), [tokens(9, seed=4), tokens(30, seed=5)]
+    with torch.no_grad():
+        before = last_states(Padded(model), prompts)
+        assert use_packing(model)
+        torch.testing.assert_close(last_states(Padded(model), prompts), before)
