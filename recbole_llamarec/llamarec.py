@@ -12,9 +12,10 @@ import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
-from recbole_llamarec.data.samples import SeenItems
+from recbole_llamarec.data.seen import SeenItems, seen_mask
 from recbole_llamarec.evaluation import CandidateScores, EvaluationPass, best_first_of
 from recbole_llamarec.fusion import fused
+from recbole_llamarec.integration.configs import known_keys
 from recbole_llamarec.ranking.adapter import (
     LoraSettings,
     adapter_state,
@@ -30,14 +31,9 @@ from recbole_llamarec.ranking.prompt import PromptBuilder
 from recbole_llamarec.ranking.ranker import Ranker
 from recbole_llamarec.ranking.title_list import TitleList
 from recbole_llamarec.ranking.verbalizer import Verbalizer
-from recbole_llamarec.registry import known_keys
+from recbole_llamarec.retrieval.candidates import ranked_items, scores_from_order
 from recbole_llamarec.retrieval.neighbours import Neighbours, training_sequences
-from recbole_llamarec.retrieval.retriever import (
-    build_retriever,
-    ranked_items,
-    scores_from_order,
-    seen_mask,
-)
+from recbole_llamarec.retrieval.retriever import build_retriever
 from recbole_llamarec.settings import LlamaRecSettings, report_unknown_keys
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.quick_start import load_data_and_model
 
-from recbole_llamarec.data.samples import SeenItems
+from recbole_llamarec.data.seen import SeenItems
 from recbole_llamarec.evaluation import best_first_of
-from recbole_llamarec.registry import no_command_line
+from recbole_llamarec.integration.configs import no_command_line
 
 Candidate = str | Mapping[str, str]
 

@@ -3,7 +3,7 @@
 The ranker's curves have RecBole's own names, over optimizer steps. The retriever's, which RecBole's
 trainer writes over epochs, have the same names in a TensorBoard run of their own,
 ``<run>/retriever``, and stand under ``retriever/`` in Weights & Biases (see
-:func:`recbole_llamarec.registry.logging_stage`).
+:func:`recbole_llamarec.integration.configs.logging_stage`).
 """
 
 from __future__ import annotations

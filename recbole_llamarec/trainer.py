@@ -26,6 +26,7 @@ from recbole_llamarec.evaluation import (
     user_table,
 )
 from recbole_llamarec.fusion import Fusion, fit_fusion, fused
+from recbole_llamarec.integration.configs import loader_like
 from recbole_llamarec.ranking.adapter import adapter_state, load_adapter_state, save_adapter
 from recbole_llamarec.ranking.likelihood import LikelihoodRanker
 from recbole_llamarec.ranking.tuning import (
@@ -34,7 +35,6 @@ from recbole_llamarec.ranking.tuning import (
     sequence_step,
     tuning_step,
 )
-from recbole_llamarec.registry import loader_like
 from recbole_llamarec.report.collect import collect
 from recbole_llamarec.report.page import write_page
 from recbole_llamarec.report.record import Journal, write_record

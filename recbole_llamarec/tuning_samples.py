@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recbole_llamarec.data.samples import blocks_of_positions, random_pool, retriever_pool
-from recbole_llamarec.retrieval.retriever import top_candidates
+from recbole_llamarec.retrieval.candidates import top_candidates
+from recbole_llamarec.tuning.pools import blocks_of_positions, random_pool, retriever_pool
 
 Pool = tuple[np.ndarray, int]  # candidates [K], and the target's place among them
 

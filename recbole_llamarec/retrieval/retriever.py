@@ -7,14 +7,13 @@ from contextlib import contextmanager, nullcontext
 from logging import getLogger
 from pathlib import Path
 
-import numpy as np
 import torch
 from recbole.utils import get_trainer
 
 from recbole_llamarec.curve import TrainingCurve
-from recbole_llamarec.data.samples import SeenItems
-from recbole_llamarec.registry import (
-    load_checkpoint,
+from recbole_llamarec.data.seen import SeenItems, seen_mask
+from recbole_llamarec.integration.checkpoints import load_checkpoint
+from recbole_llamarec.integration.configs import (
     logging_stage,
     report_retriever_keys,
     retriever_config,
@@ -146,121 +145,3 @@ def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever
             f"data (or filters), or with another retriever_config: {error}"
         ) from error
     retriever.load_other_parameter(checkpoint.get("other_parameter"))
-
-
-def seen_mask(
-    users: torch.Tensor, histories: torch.Tensor, seen: SeenItems, n_items: int
-) -> torch.Tensor:
-    """Which items each user has already seen.
-
-    An evaluation batch carries only the last items of a history; the user's training interactions
-    complete it.
-
-    Args:
-        users: internal user ids ``[batch]``.
-        histories: item ids ``[batch, length]``, 0 is padding.
-        seen: items of the training part.
-        n_items: items, padding included.
-
-    Returns:
-        bool ``[batch, n_items]``; the padding item's column is True.
-    """
-    mask = torch.zeros(len(users), n_items, dtype=torch.bool, device=histories.device)
-    mask.scatter_(1, histories, True)
-    per_user = [seen.of(user) for user in users.tolist()]
-    rows = np.repeat(np.arange(len(per_user)), [len(items) for items in per_user])
-    columns = np.concatenate([*per_user, np.empty(0, dtype=np.int64)])
-    mask[torch.from_numpy(rows), torch.from_numpy(columns)] = True
-    mask[:, 0] = True
-    return mask
-
-
-@torch.no_grad()
-def top_candidates(
-    retriever, rows, k: int, seen: SeenItems | None = None, max_scores: int = 2**24
-) -> torch.Tensor:
-    """The first ``k`` items of each row in the retriever's order, without a users x items tensor.
-
-    Args:
-        retriever: gives scores by ``full_sort_predict``.
-        rows: RecBole ``Interaction`` of any number of rows, with users and histories.
-        k: candidates of each row.
-        seen: items that stand last, as each row's own history does; ``None`` leaves all in.
-        max_scores: scores that are held at a time; memory does not grow with the rows.
-
-    Returns:
-        int64 item ids ``[rows, k]`` on the CPU, as :func:`ranked_items` would begin.
-    """
-    retriever.eval()
-    n_rows = max(1, max_scores // retriever.n_items)
-    parts = []
-    for start in range(0, len(rows), n_rows):
-        batch = rows[start : start + n_rows].to(retriever.device)
-        scores = retriever.full_sort_predict(batch).view(-1, retriever.n_items)  # [B, N]
-        last = None
-        if seen is not None:
-            users, histories = batch[retriever.USER_ID], batch[retriever.ITEM_SEQ]
-            last = seen_mask(users, histories, seen, retriever.n_items)
-        parts.append(ranked_items(scores, last, k).cpu())
-    return torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64)
-
-
-def ranked_items(
-    scores: torch.Tensor, last: torch.Tensor | None = None, k: int | None = None
-) -> torch.Tensor:
-    """The items of each row, best first: the retriever's order.
-
-    Equal scores stand in the order of their ids. Items marked in ``last`` stand behind all others,
-    in their own order, and the padding item 0 stands at the very end.
-
-    Args:
-        scores: ``[batch, n_items]``.
-        last: bool ``[batch, n_items]``, or ``None``.
-        k: how many items are wanted; ``None`` is all, the padding item included.
-
-    Returns:
-        int64 item ids ``[batch, n_items]`` or ``[batch, k]``.
-
-    Raises:
-        ValueError: a score is NaN, or there are more than 2^28 items.
-    """
-    if scores.shape[1] > 2**28:
-        raise ValueError(f"{scores.shape[1]} items cannot be put into order, at most 2^28.")
-    if torch.isnan(scores[:, 1:]).any():
-        raise ValueError("The retriever gives NaN as a score; train it with a lower learning rate.")
-    n_items = scores.shape[1]
-    id_bits = max(1, (n_items - 1).bit_length())
-    bits = (scores.float() + 0.0).view(torch.int32)  # + 0.0 makes -0.0 equal to 0.0
-    rising = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # integers in the scores' order
-    # one integer for each item, from high bits to low: group, minus score, id
-    keys = (-rising << id_bits) + torch.arange(n_items, device=scores.device)  # [B, N]
-    if last is not None:
-        keys += last.long() << (33 + id_bits)
-    keys[:, 0] = torch.iinfo(torch.int64).max >> id_bits << id_bits
-    if keys.device.type == "cpu":  # NumPy sorts integers several times as fast as torch
-        array = keys.numpy()
-        if k is not None and k < n_items:
-            array = np.partition(array, k, axis=1)[:, :k]
-        keys = torch.from_numpy(np.sort(array, axis=1))
-    elif k is None:
-        keys = keys.sort(dim=1).values
-    else:
-        keys = keys.topk(min(k, n_items), dim=1, largest=False).values
-    return keys & ((1 << id_bits) - 1)
-
-
-def scores_from_order(order: torch.Tensor) -> torch.Tensor:
-    """Scores whose descending order is ``order``, without ties: minus the position.
-
-    Exact in float32 below 16.7 million items.
-
-    Args:
-        order: int64 item ids ``[batch, n_items]``, each row a permutation.
-
-    Returns:
-        float32 ``[batch, n_items]``, a new contiguous tensor.
-    """
-    positions = torch.arange(order.shape[1], dtype=torch.float32, device=order.device)
-    return torch.empty(order.shape, dtype=torch.float32, device=order.device).scatter_(
-        1, order, -positions.expand(order.shape)
-    )

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from recbole.config import Config
 from recbole.data import create_dataset
 
-from recbole_llamarec.convert import convert
-from recbole_llamarec.data.movielens import split_title
-from recbole_llamarec.data.raw_files import MAX_LINE_BYTES, ConversionError
+from recbole_llamarec.data.convert.conversion import convert
+from recbole_llamarec.data.convert.movielens import split_title
+from recbole_llamarec.data.convert.raw_files import MAX_LINE_BYTES, ConversionError
 
 
 def write(file: Path, text: str, encoding: str = "utf-8", compress: bool = False) -> None:
