@@ -47,6 +47,11 @@ class SeenItems:
         starts = np.searchsorted(pairs[:, 0], np.arange(n_users + 1))
         return cls(starts, np.ascontiguousarray(pairs[:, 1]))
 
+    @classmethod
+    def nothing(cls) -> SeenItems:
+        """No items of any user: what is masked is then the history in the batch alone."""
+        return cls(np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int64))
+
     def of(self, user: int) -> np.ndarray:
         """The sorted items of ``user``; empty for a user without training interactions."""
         if not 0 <= user < len(self.starts) - 1:
@@ -57,6 +62,22 @@ class SeenItems:
     def most(self) -> int:
         """Items of the user who has seen the most."""
         return int(np.diff(self.starts).max(initial=0))
+
+
+def items_to_mask(rule: bool | str, seen: SeenItems) -> SeenItems | None:
+    """What the key ``rerank_mask_seen`` takes from the training part.
+
+    Args:
+        rule: True masks all items seen; ``window`` only those of the history in the batch, as the
+            official code does; False none.
+        seen: items of the training part.
+
+    Returns:
+        the items that join the batch's histories; ``None`` where nothing is masked.
+    """
+    if rule == "window":
+        return SeenItems.nothing()
+    return seen if rule else None
 
 
 def seen_mask(
@@ -70,8 +91,7 @@ def seen_mask(
     Args:
         users: int64 internal user ids ``[batch]``.
         histories: int64 item ids ``[batch, length]``, 0 is padding.
-        seen: items of the training part; ``None`` leaves the window alone, as the official code
-            masks it (``rerank_mask_seen: window``).
+        seen: items of the training part; ``None`` masks the window alone.
         n_items: items, padding included.
 
     Returns:

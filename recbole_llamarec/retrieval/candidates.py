@@ -87,7 +87,7 @@ def top_candidates(
         retriever: gives scores by ``full_sort_predict``.
         rows: RecBole ``Interaction`` of any number of rows, with users and histories.
         k: candidates of each row.
-        seen: items that stand last, as each row's own history does; ``None`` leaves all in.
+        seen: items that stand last, as those of each row's history do; ``None`` masks nothing.
         max_scores: scores that are held at a time; memory does not grow with the rows.
 
     Returns:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 import torch
 from recbole.utils import get_trainer
@@ -20,27 +21,30 @@ from recbole_llamarec.integration.configs import (
     retriever_loaders,
     sequential_model_class,
 )
+from recbole_llamarec.integration.resume import State, resumable
+
+logger = logging.getLogger(__name__)
 
 
-def build_retriever(config, name: str, overrides: Mapping, dataset):
+def build_retriever(config, name: str, overrides: Mapping[str, Any], dataset):
     """An untrained retriever for a run.
 
     Args:
         config: the run's RecBole ``Config``.
         name: a sequential recommender that RecBole knows.
-        overrides: RecBole keys on top of the retriever's own defaults.
+        overrides: RecBole keys on top of the retriever's defaults.
         dataset: the run's training data set.
 
     Returns:
-        the retriever, an ``nn.Module``, and its own ``Config``.
+        the retriever, an ``nn.Module``, and its ``Config``.
 
     Raises:
         ValueError: no such retriever, it is not sequential, or an override is no key of it.
     """
     model_class = sequential_model_class(name)
-    own = retriever_config(config, name, overrides)
-    report_retriever_keys(own, overrides)
-    return model_class(own, dataset).to(own["device"]), own
+    derived = retriever_config(config, name, overrides)
+    report_retriever_keys(derived, overrides)
+    return model_class(derived, dataset).to(derived["device"]), derived
 
 
 def train_retriever(
@@ -54,43 +58,57 @@ def train_retriever(
     log_directory: str,
     seen: SeenItems | None = None,
     callback_fn: Callable[[int, float], None] | None = None,
+    saved: Mapping[str, Any] | None = None,
+    save: Callable[[State], None] | None = None,
 ) -> TrainingCurve:
-    """Train a retriever by RecBole's own trainer and load its best state.
+    """Train a retriever by RecBole's trainer of its model and load its best state.
 
     Args:
         config: the retriever's ``Config``.
-        train_data, valid_data: the run's loaders.
-        file: where the retriever's own checkpoint goes.
+        retriever: from :func:`build_retriever`.
+        train_data: the run's training loader.
+        valid_data: the run's validation loader, or ``None``.
+        file: where the retriever's checkpoint goes.
         keep_file: whether it stays there after training.
         show_progress: show RecBole's progress bars.
         log_directory: the run's TensorBoard directory; the retriever's is in it.
-        seen: items to mask in validation, as the run masks them in its evaluation.
+        seen: items to mask in validation beside each row's history, as the run masks them in its
+            evaluation; ``None`` masks nothing.
         callback_fn: called with the epoch and its validation score.
+        saved: a state that ``save`` was given in an earlier process, to go on from.
+        save: called before each epoch, in every process, with tensors and plain values; see
+            :func:`~recbole_llamarec.integration.resume.resumable`.
 
     Returns:
-        loss and validation score of each epoch.
+        loss and validation score of each epoch, those of an earlier process included.
     """
-    getLogger().info(f"Stage 1 of 2: training the retriever {config['model']}")
+    logger.info(f"Stage 1 of 2: training the retriever {config['model']}")
     with logging_stage("retriever", log_directory):
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, retriever)
     trainer.saved_model_file = str(file)
     train, valid = retriever_loaders(config, train_data, valid_data)
     curve = TrainingCurve()
 
-    def note(epoch: int, score: float) -> None:
+    def record(epoch: int, score: float) -> None:
         curve.scores[epoch] = float(score)
         if callback_fn:
             callback_fn(epoch, score)
 
+    if save is not None:
+        write = save
+        curve.scores.update(saved["valid_scores"] if saved else {})
+        resumable(
+            trainer, train, saved, lambda state: write({**state, "valid_scores": {**curve.scores}})
+        )
     with masking_seen(retriever, seen) if seen is not None else nullcontext():
-        trainer.fit(train, valid, saved=True, show_progress=show_progress, callback_fn=note)
+        trainer.fit(train, valid, saved=True, show_progress=show_progress, callback_fn=record)
     curve.losses.update({epoch: float(loss) for epoch, loss in trainer.train_loss_dict.items()})
     _wait_for_all_processes()  # the first one writes the file
     load_retriever(retriever, config["model"], file, key="checkpoint_dir")
     if not keep_file:
         _wait_for_all_processes()  # all read it
         if config["local_rank"] == 0:
-            file.unlink()
+            file.unlink(missing_ok=True)  # the first process of another machine may share it
     return curve
 
 
@@ -100,6 +118,10 @@ def masking_seen(retriever, seen: SeenItems) -> Iterator[None]:
 
     RecBole's trainers and evaluators, which know no masking for sequential models, then rank such
     items behind all others.
+
+    Args:
+        retriever: a model with ``full_sort_predict``.
+        seen: items to mask beside each row's history.
     """
     predict = retriever.full_sort_predict
 
@@ -123,6 +145,12 @@ def _wait_for_all_processes() -> None:
 def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever_checkpoint"):
     """Load a retriever from a RecBole checkpoint of its model.
 
+    Args:
+        retriever: an ``nn.Module`` of the same model; its weights are replaced.
+        name: the model's name.
+        file: the checkpoint.
+        key: the YAML key that names the file, for messages.
+
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is damaged, it is of another model,
             or its shapes are of another data set; the message names ``key``.
@@ -131,11 +159,11 @@ def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever
         checkpoint = load_checkpoint(file, map_location=next(retriever.parameters()).device)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{key}: {error}") from error
-    found = checkpoint["config"]["model"]
-    if found != name:
+    saved_name = checkpoint["config"]["model"]
+    if saved_name != name:
         raise ValueError(
-            f"{key}: {str(file)!r} holds a {found}, but retriever is {name!r}. Set retriever: "
-            f"{found}, or name a checkpoint of {name}."
+            f"{key}: {str(file)!r} holds a {saved_name}, but retriever is {name!r}. Set retriever: "
+            f"{saved_name}, or name a checkpoint of {name}."
         )
     try:
         retriever.load_state_dict(checkpoint["state_dict"])

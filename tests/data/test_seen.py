@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from recbole_llamarec.data.seen import SeenItems, seen_mask
+from recbole_llamarec.data.seen import SeenItems, items_to_mask, seen_mask
 
 
 def test_seen_items_are_targets_and_first_histories():
@@ -28,3 +28,12 @@ def test_without_training_items_the_mask_is_the_window_alone():
     users, histories = torch.tensor([1, 0]), torch.tensor([[5, 6, 0], [2, 0, 0]])
     mask = seen_mask(users, histories, None, 8)
     assert [row.nonzero().flatten().tolist() for row in mask] == [[0, 5, 6], [0, 2]]
+
+
+def test_what_is_masked_under_each_value_of_the_key():
+    seen = SeenItems(starts=np.array([0, 0, 2]), items=np.array([3, 5]))
+    users, histories = torch.tensor([1]), torch.tensor([[5, 6, 0]])
+    assert items_to_mask(True, seen) is seen
+    assert items_to_mask(False, seen) is None
+    window = items_to_mask("window", seen)
+    assert seen_mask(users, histories, window, 8).equal(seen_mask(users, histories, None, 8))
