@@ -77,8 +77,8 @@ def evaluation(task: dict[str, Any]) -> dict[str, Any]:
     import torch
     from speed_methods import MODELS, N_HISTORY, read
 
+    from recbole_llamarec.integration.configs import loader_like
     from recbole_llamarec.llamarec import LlamaRec
-    from recbole_llamarec.registry import loader_like
     from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
     from recbole_llamarec.trainer import LlamaRecTrainer
 
@@ -141,7 +141,7 @@ def retrieval(task: dict[str, Any]) -> dict[str, Any]:
     from speed_methods import K, read
 
     from recbole_llamarec.llamarec import LlamaRec
-    from recbole_llamarec.retrieval.retriever import top_candidates
+    from recbole_llamarec.retrieval.candidates import top_candidates
 
     config, train, _, test = read(task["dataset"], task["data"], ranking_method="none")
     model = LlamaRec(config, train.dataset)
@@ -162,8 +162,8 @@ def large_catalogue(task: dict[str, Any]) -> dict[str, Any]:
     from recbole.data.interaction import Interaction
     from speed_methods import K
 
+    from recbole_llamarec.retrieval.candidates import top_candidates
     from recbole_llamarec.retrieval.lrurec import LRURec
-    from recbole_llamarec.retrieval.retriever import top_candidates
 
     n_items = task.get("items", 1_000_000) + 1
     properties = Path(__file__).parents[1] / "properties" / "model" / "LRURec.yaml"

@@ -4,7 +4,7 @@ Importing this package registers ``LlamaRec`` and ``LRURec`` with RecBole, after
 functions accept them by name.
 """
 
-from recbole_llamarec.registry import register
+from recbole_llamarec.integration.registration import register
 
 register()
 

@@ -21,7 +21,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import objective_function
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
-from recbole_llamarec.registry import no_command_line, training_arguments
+from recbole_llamarec.integration.configs import no_command_line, training_arguments
 from recbole_llamarec.settings import llamarec_keys
 
 Space = Mapping[str, tuple[str, list]]
@@ -212,7 +212,7 @@ def tune_with_ray(
         from ray import tune
 
         params = _params_for_ray(space, tune)
-    except (ImportError, AttributeError) as error:  # the stub of registry.py can only report
+    except (ImportError, AttributeError) as error:  # the stub of integration can only report
         raise ImportError("Tuning with Ray needs Ray Tune: pip install 'ray[tune]'") from error
 
     directory = directory.resolve()

@@ -94,7 +94,7 @@ def test_rows(trained):
 @pytest.fixture(scope="session")
 def paper_data(tmp_path_factory) -> Path:
     """Folder with atomic files of the paper's MovieLens and Beauty; skips without the sources."""
-    from recbole_llamarec.convert import convert
+    from recbole_llamarec.data.convert.conversion import convert
 
     for name in ("ml-latest-small", "amazon-beauty"):
         if not (DATASETS / name).is_dir():

@@ -184,7 +184,7 @@ def test_a_title_of_ten_thousand_characters_and_a_user_with_one_item_work(tiny_r
 
 
 def test_nan_from_a_retriever_is_called_so():
-    from recbole_llamarec.retrieval.retriever import ranked_items
+    from recbole_llamarec.retrieval.candidates import ranked_items
 
     with pytest.raises(ValueError, match="NaN"):
         ranked_items(torch.tensor([[0.0, float("nan"), 1.0]]))

@@ -21,7 +21,7 @@ from recbole_llamarec.hyper_tuning import (
     tune_with_ray,
     with_trained_retriever,
 )
-from recbole_llamarec.registry import load_checkpoint
+from recbole_llamarec.integration.checkpoints import load_checkpoint
 
 
 @pytest.fixture

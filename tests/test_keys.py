@@ -9,7 +9,7 @@ import yaml
 from helpers import ROOT
 from recbole.utils.argument_list import evaluation_arguments, training_arguments
 
-from recbole_llamarec.registry import properties_file
+from recbole_llamarec.integration.known import properties_file
 from recbole_llamarec.settings import llamarec_keys
 
 FILE = properties_file("model", "LlamaRec")

@@ -247,7 +247,7 @@ def test_a_new_process_gives_the_same_test_metrics(trained, workdir):
 
 
 def test_the_checkpoint_has_no_base_weights(trained):
-    from recbole_llamarec.registry import load_checkpoint
+    from recbole_llamarec.integration.checkpoints import load_checkpoint
 
     checkpoint = load_checkpoint(trained.checkpoint)
     assert all(key.startswith("retriever.") for key in checkpoint["state_dict"])
@@ -276,7 +276,7 @@ def test_the_adapter_directory_loads_with_peft(trained, loaded, tiny_llama):
 
 
 def test_a_trained_adapter_differs_from_a_fresh_one(trained):
-    from recbole_llamarec.registry import load_checkpoint
+    from recbole_llamarec.integration.checkpoints import load_checkpoint
 
     state = load_checkpoint(trained.checkpoint)["other_parameter"]["adapter"]["state"]
     assert any(tensor.abs().max() > 0 for name, tensor in state.items() if "lora_B" in name)

@@ -20,7 +20,7 @@ import yaml
 from helpers import ROOT, tiny_settings
 from recbole.config import Config
 
-from recbole_llamarec.registry import known_keys
+from recbole_llamarec.integration.configs import known_keys
 from recbole_llamarec.settings import llamarec_keys
 
 README = (ROOT / "README.md").read_text()

@@ -4,8 +4,8 @@ import pytest
 import yaml
 from helpers import ROOT
 
+from recbole_llamarec.integration.known import properties_file
 from recbole_llamarec.ranking.generation import GENERATE_INSTRUCTION
-from recbole_llamarec.registry import properties_file
 from recbole_llamarec.settings import LlamaRecSettings, llamarec_keys, report_unknown_keys
 
 RECBOLE_KEYS = {

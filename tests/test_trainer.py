@@ -22,9 +22,9 @@ import recbole_llamarec.trainer as trainer_module
 from recbole_llamarec import LlamaRec, LRURec
 from recbole_llamarec.analysis import describe
 from recbole_llamarec.fusion import EvidenceFusion, Fusion
+from recbole_llamarec.integration.checkpoints import load_checkpoint
 from recbole_llamarec.ranking.tuning import learning_rate_factor
 from recbole_llamarec.recommender import Recommender
-from recbole_llamarec.registry import load_checkpoint
 from recbole_llamarec.retrieval.neighbours import PRIOR_COUNT, training_sequences
 from recbole_llamarec.tuning_samples import TuningSamples
 

@@ -18,8 +18,8 @@ def window_rows(
     position of a row learns the targets p - length + 1 .. p from it. Kept are therefore a user's
     last row and every row ``window`` positions before.
 
-    Below ``window`` the length is the position, so order is no matter there; at ``window`` it
-    says no more, and the rows of one user must come in order of time, as RecBole's do. Other
+    Below ``window`` the length is the position, so rows may come in any order there; at ``window``
+    it says no more, and the rows of one user must come in order of time, as RecBole's do. Other
     users' rows may lie between them. Where a user's rows have gaps (ready-made splits), each row's
     target is still covered, but neighbouring windows may overlap.
 
@@ -87,6 +87,8 @@ class LRURecTrainer(Trainer):
     Only the epoch's batches change: what ``fit`` collects from the training data for metrics
     (such as item counts) still comes from all rows.
     """
+
+    runs_recboles_loop = True  # ``fit`` below adds nothing to it: see integration/resume.py
 
     def fit(self, train_data: TrainDataLoader, *args: Any, **kwargs: Any) -> Any:
         """Train as ``Trainer.fit`` does, on windows of ``train_data``."""

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import environment
+from helpers import ROOT, environment
 from hypothesis import given
 from hypothesis import strategies as st
 from recbole.config import Config
 from recbole.data import create_dataset
 
-from recbole_llamarec.convert import convert
-from recbole_llamarec.data.movielens import split_title
-from recbole_llamarec.data.raw_files import MAX_LINE_BYTES, ConversionError
+from recbole_llamarec.data.convert.conversion import convert
+from recbole_llamarec.data.convert.movielens import split_title
+from recbole_llamarec.data.convert.raw_files import MAX_LINE_BYTES, ConversionError
 
 
 def write(file: Path, text: str, encoding: str = "utf-8", compress: bool = False) -> None:
@@ -419,3 +419,17 @@ def test_recbole_reads_every_title_as_it_was(workdir):
     dataset = create_dataset(Config(model="LlamaRec", dataset="a-set", config_dict=settings))
     texts = dict(zip(dataset.field2id_token["item_id"], dataset.item_texts(), strict=True))
     assert {texts[f"B{i}"]: title for i, title in enumerate(expected)} == {t: t for t in expected}
+
+
+def test_the_conversion_imports_no_recbole():
+    """Whoever only converts files need not load RecBole and torch."""
+    code = (
+        "import sys, types\n"
+        "package = types.ModuleType('recbole_llamarec')\n"  # the real one imports RecBole
+        f"package.__path__ = [{str(ROOT / 'recbole_llamarec')!r}]\n"
+        "sys.modules['recbole_llamarec'] = package\n"
+        "import recbole_llamarec.data.convert.conversion\n"
+        "print(sorted({'recbole', 'torch', 'pandas'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

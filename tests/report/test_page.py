@@ -18,7 +18,7 @@ from recbole.utils import get_model, get_trainer
 import recbole_llamarec.trainer as trainer_module
 from recbole_llamarec.analysis import read_users
 from recbole_llamarec.fusion import Fusion
-from recbole_llamarec.registry import loader_like
+from recbole_llamarec.integration.configs import loader_like
 from recbole_llamarec.report.__main__ import main
 from recbole_llamarec.report.page import duration, notes, render, write_page
 from recbole_llamarec.report.record import read_record

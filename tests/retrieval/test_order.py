@@ -5,13 +5,8 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_llamarec.data.samples import SeenItems
-from recbole_llamarec.retrieval.retriever import (
-    ranked_items,
-    scores_from_order,
-    seen_mask,
-    top_candidates,
-)
+from recbole_llamarec.data.seen import SeenItems, seen_mask
+from recbole_llamarec.retrieval.candidates import ranked_items, scores_from_order, top_candidates
 
 
 def plainly_ranked(scores: list[float], last: list[bool]) -> list[int]:

@@ -22,7 +22,7 @@ from typing import IO, cast
 
 from tqdm import tqdm
 
-from recbole_llamarec.registry import PANDAS_MISSING
+from recbole_llamarec.data.missing import PANDAS_MISSING
 
 MAX_LINE_BYTES = 10_000_000
 MAX_TEXT = 10_000  # characters of a field; RecBole's reader refuses fields above 131,072

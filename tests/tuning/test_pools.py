@@ -1,25 +1,15 @@
+"""Candidate pools of the ranker's tuning."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_llamarec.data.samples import (
-    SeenItems,
+from recbole_llamarec.tuning.pools import (
     blocks_of_positions,
     random_pool,
     retriever_pool,
 )
-
-
-def test_seen_items_are_targets_and_first_histories():
-    # user 1 saw 3, 5, 4; the second history lost its oldest item; user 3 saw 7, 8; user 2 nothing
-    users = np.array([1, 1, 3])
-    targets = np.array([5, 4, 8])
-    histories = np.array([[3, 0], [5, 0], [7, 0]])
-    seen = SeenItems.from_rows(users, targets, histories, n_users=4)
-    assert [seen.of(u).tolist() for u in range(4)] == [[], [3, 4, 5], [], [7, 8]]
-    assert seen.most == 3
-    assert seen.of(99).tolist() == [] and seen.of(-1).tolist() == []
 
 
 @settings(deadline=None, max_examples=50)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from recbole_llamarec.data.raw_files import (
+from recbole_llamarec.data.convert.raw_files import (
     Damage,
     FileReport,
     Row,

@@ -1,70 +1,8 @@
-"""Training samples of the ranker: a history, a candidate pool, and the target's place in it."""
+"""Candidate pools that the ranker is tuned on: a target among negatives."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-
-
-@dataclass(frozen=True)
-class SeenItems:
-    """The items that each user has interacted with in the training part, in compressed rows.
-
-    Attributes:
-        starts: int64 ``[n_users + 1]``; user ``u`` has ``items[starts[u] : starts[u + 1]]``.
-        items: int64, sorted and distinct within a user.
-    """
-
-    starts: np.ndarray
-    items: np.ndarray
-
-    @classmethod
-    def from_rows(
-        cls, users: np.ndarray, targets: np.ndarray, histories: np.ndarray, n_users: int
-    ) -> SeenItems:
-        """Collect from training rows.
-
-        Args:
-            users: user of each row, ``[rows]``.
-            targets: target item of each row, ``[rows]``.
-            histories: history of each row, ``[rows, length]``, 0 is padding.
-            n_users: users including padding.
-        """
-        # A user's items are the targets of their rows and the history of their first row.
-        _, first = np.unique(users, return_index=True)
-        first_histories = histories[first]  # [users, length]
-        row, column = np.nonzero(first_histories)
-        pairs = np.stack(
-            [
-                np.concatenate([users, users[first][row]]),
-                np.concatenate([targets, first_histories[row, column]]),
-            ],
-            axis=1,
-        )
-        pairs = np.unique(pairs, axis=0)
-        starts = np.searchsorted(pairs[:, 0], np.arange(n_users + 1))
-        return cls(starts, np.ascontiguousarray(pairs[:, 1]))
-
-    def of(self, user: int) -> np.ndarray:
-        """The sorted items of ``user``; empty for a user without training interactions."""
-        if not 0 <= user < len(self.starts) - 1:
-            return self.items[:0]
-        return self.items[self.starts[user] : self.starts[user + 1]]
-
-    @property
-    def most(self) -> int:
-        """Items of the user who has seen the most."""
-        return int(np.diff(self.starts).max(initial=0))
-
-
-@dataclass(frozen=True)
-class TrainingSample:
-    """One prompt to learn from: candidate ``label`` is the item that the user chose next."""
-
-    history: np.ndarray
-    candidates: np.ndarray
-    label: int
 
 
 def blocks_of_positions(users: np.ndarray, n_positions: int) -> tuple[np.ndarray, np.ndarray]:

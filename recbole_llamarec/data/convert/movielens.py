@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from recbole_llamarec.data.raw_files import (
+from recbole_llamarec.data.convert.raw_files import (
     Damage,
     Row,
     clean,

@@ -1,0 +1,156 @@
+"""Functions of RecBole that are replaced in memory, each with its reason.
+
+Each replacement keeps the original that it replaces. The shims of data sets and of checkpoints are
+in ``data_shims`` and ``checkpoints``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import numpy as np
+import recbole.quick_start.quick_start as quick_start
+import recbole.trainer.hyper_tuning as hyper_tuning_module
+import recbole.trainer.trainer as trainer_module
+import torch
+from recbole.config import Config
+from recbole.evaluator.collector import Collector
+from recbole.utils import ensure_dir as _recbole_ensure_dir
+
+from recbole_llamarec.integration import checkpoints, data_shims, known
+
+_recbole_init_device = Config._init_device
+_recbole_update_internal_config_dict = Config._update_internal_config_dict
+_recbole_load_data_and_model = quick_start.load_data_and_model
+_recbole_run_recboles = quick_start.run_recboles
+_recbole_report = quick_start.tune.report
+
+
+def update_internal_config_dict(self, file):
+    """RecBole's reader of default property files, which also reads ours in the same slots.
+
+    A model's file is read right behind RecBole's ``overall.yaml``, and a data set's right behind
+    RecBole's for the same data set, so that whatever RecBole ranks above them still wins.
+    """
+    values = _recbole_update_internal_config_dict(self, file)
+    slot = Path(file).name
+    if slot == "overall.yaml":
+        self.internal_config_dict.update(known.default_settings.get(self.model, {}))
+    if self.model not in known.MODELS:
+        return values
+    recbole_dataset_file = Path(file).with_name(f"{self.dataset}.yaml")
+    if slot == "overall.yaml":
+        extra = known.properties_file("model", self.model)
+    elif slot == recbole_dataset_file.name or (
+        slot == "sample.yaml" and not recbole_dataset_file.is_file()
+    ):
+        extra = known.properties_file("dataset", self.dataset)
+    else:
+        return values
+    if extra.is_file():
+        _recbole_update_internal_config_dict(self, str(extra))
+    return values
+
+
+def init_device(self) -> None:
+    """RecBole's ``Config._init_device``, with gloo where a spawned process has no GPU.
+
+    RecBole asks for one GPU a process and the nccl back end, whatever the machine has.
+    """
+    settings = self.final_config_dict
+    if "local_rank" not in settings or (settings["use_gpu"] and torch.cuda.is_available()):
+        return _recbole_init_device(self)
+    settings["gpu_id"] = ""
+    torch.distributed.init_process_group(
+        backend="gloo",
+        rank=settings["local_rank"] + settings["offset"],
+        world_size=settings["world_size"],
+        init_method=f"tcp://{settings['ip']}:{settings['port']}",
+    )
+    settings.update(device=torch.device("cpu"), single_spec=False)
+    torch.set_num_threads(max(1, torch.get_num_threads() // settings["nproc"]))
+    if settings["local_rank"] != 0:
+        settings.update(state="error", show_progress=False, verbose=False)
+
+
+def distributed_data_parallel(module, device_ids=None, **options):
+    """``DistributedDataParallel``, which takes no ``device_ids`` for a model on the CPU."""
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    return torch.nn.parallel.DistributedDataParallel(
+        module, device_ids=None if on_cpu else device_ids, **options
+    )
+
+
+def run_recboles(rank, *args):
+    """RecBole's worker function under a name in this module: unpickling it imports the plugin."""
+    return _recbole_run_recboles(rank, *args)
+
+
+def ensure_dir(path) -> None:
+    """RecBole's ``ensure_dir``, which fails where two processes make a folder at the same time."""
+    Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def get_data_struct(self):
+    """RecBole's ``Collector.get_data_struct``, which fails on counts (``int`` has no ``cpu``)."""
+    struct = type(self.data_struct)()
+    for key, value in self.data_struct._data_dict.items():
+        struct.set(key, value.cpu() if isinstance(value, torch.Tensor) else value)
+    for key in ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label"):
+        if key in self.data_struct:
+            del self.data_struct[key]
+    return struct
+
+
+def _shim_ray() -> None:
+    """Current Ray takes the metrics of a trial as one dict, RecBole names them one by one.
+
+    Outside of Ray's trials, as under hyperopt, it takes nothing and warns at every call.
+    """
+    if "metrics" in inspect.signature(_recbole_report).parameters:
+        quick_start.tune = types.SimpleNamespace(report=lambda **metrics: _recbole_report(metrics))
+    warnings.filterwarnings("ignore", message="`report` is meant to only be called inside")
+
+
+def _shim_hyper_tuning() -> None:
+    """hyperopt >= 0.2.7 draws with ``Generator.integers``; RecBole hands it a ``RandomState``."""
+    numpy_for_tuning = types.ModuleType("numpy")
+    numpy_for_tuning.__dict__.update(np.__dict__)
+    random = types.ModuleType("numpy.random")
+    random.__dict__.update(np.random.__dict__)
+    random.RandomState = np.random.default_rng  # type: ignore[attr-defined]
+    numpy_for_tuning.random = random  # type: ignore[attr-defined]
+    hyper_tuning_module.np = numpy_for_tuning
+
+
+def _replace_everywhere(name: str, original, replacement) -> None:
+    """Replace a function in every module of RecBole that has imported it by name."""
+    for module_name, module in list(sys.modules.items()):
+        is_recboles = module_name.split(".")[0] == "recbole"
+        if is_recboles and module.__dict__.get(name) is original:
+            setattr(module, name, replacement)
+
+
+def install() -> None:
+    """Install every shim; a second call changes nothing."""
+    Config.compatibility_settings(None)  # sets NumPy's old scalar names; unpickling skips it
+    # RecBole's SINE, which is imported with its other sequential models, switches autograd's
+    # anomaly detection on for the whole process: LRURec's epochs take a third longer with it.
+    torch.autograd.set_detect_anomaly(False)
+    data_shims.install()
+    checkpoints.install()
+    _shim_ray()
+    _shim_hyper_tuning()
+    Config._init_device = init_device
+    Config._update_internal_config_dict = update_internal_config_dict
+    Collector.get_data_struct = get_data_struct
+    trainer_module.DistributedDataParallel = distributed_data_parallel
+    quick_start.run_recboles = run_recboles
+    _replace_everywhere(
+        "load_data_and_model", _recbole_load_data_and_model, checkpoints.load_data_and_model
+    )
+    _replace_everywhere("ensure_dir", _recbole_ensure_dir, ensure_dir)
