@@ -1,11 +1,12 @@
 """How a YAML key is stated: once, as a dataclass field with its default, its rule and its help.
 
-``settings.py`` reads the fields to check a run's configuration, and generates
+``settings.py`` reads the fields to check a run's configuration; ``generate_keys.py`` makes
 ``properties/model/LlamaRec.yaml`` and ``docs/keys.md`` from them.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -53,8 +54,17 @@ class Key:
 
 
 def key(default: Any, rule: Rule, help: str) -> Any:
-    """A dataclass field that is a YAML key."""
-    return field(default=default, metadata={"rule": rule, "help": help})
+    """A dataclass field that is a YAML key.
+
+    Args:
+        default: its value where the user gives none; each object gets a copy of a list or dict.
+        rule: which values it may have.
+        help: one or more sentences: meaning, unit, and what special values do.
+    """
+    metadata = {"default": default, "rule": rule, "help": help}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def keys_of(kind: type, prefix: str = "") -> list[Key]:
@@ -65,9 +75,9 @@ def keys_of(kind: type, prefix: str = "") -> list[Key]:
         prefix: what stands before each field's name in YAML.
     """
     return [
-        Key(prefix + own.name, own.default, own.metadata["rule"], own.metadata["help"])
-        for own in fields(kind)
-        if "rule" in own.metadata
+        Key(prefix + stated.name, **stated.metadata)
+        for stated in fields(kind)
+        if "rule" in stated.metadata
     ]
 
 
@@ -79,8 +89,8 @@ def check_fields(settings: Any, prefix: str) -> None:
     """
     errors = [
         error
-        for own in keys_of(type(settings), prefix)
-        if (error := own.error(getattr(settings, own.name.removeprefix(prefix))))
+        for stated in keys_of(type(settings), prefix)
+        if (error := stated.error(getattr(settings, stated.name.removeprefix(prefix))))
     ]
     if errors:
         raise ValueError("\n".join(errors))
@@ -125,7 +135,7 @@ def one_of(*values: Any) -> Rule:
     return Rule(
         kind,
         listed,
-        lambda value: any(type(value) is type(own) and value == own for own in values),
+        lambda value: any(type(value) is type(word) and value == word for word in values),
     )
 
 
@@ -155,7 +165,7 @@ def list_of(rule: Rule, distinct: bool = False) -> Rule:
         lambda value: (
             isinstance(value, list | tuple)
             and len(value) > 0
-            and all(rule.accepts(own) for own in value)
+            and all(rule.accepts(element) for element in value)
             and (not distinct or len(set(value)) == len(value))
         ),
     )
@@ -170,5 +180,5 @@ SWITCH = Rule("bool", "True or False", lambda value: isinstance(value, bool))
 MAPPING = Rule(
     "dict",
     "a mapping of keys to values",
-    lambda value: isinstance(value, Mapping) and all(isinstance(own, str) for own in value),
+    lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
 )

@@ -1,17 +1,30 @@
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
+
 import pytest
 import yaml
 from helpers import ROOT
 
-from recbole_llamarec.integration.known import properties_file
-from recbole_llamarec.ranking.generation import GENERATE_INSTRUCTION
-from recbole_llamarec.settings import LlamaRecSettings, llamarec_keys, report_unknown_keys
+from recbole_llamarec.ranking.protocol import ranker_class_of, register_ranker
+from recbole_llamarec.settings import (
+    LlamaRecSettings,
+    all_keys,
+    llamarec_keys,
+    report_unknown_keys,
+)
+from recbole_llamarec.settings_checks import CHECKS, REMOVED
 
-RECBOLE_KEYS = {
-    *("epochs", "train_batch_size", "learner", "learning_rate", "weight_decay", "clip_grad_norm"),
-    *("stopping_step", "train_neg_sample_args", "valid_metric"),
-}
+PROPERTIES = ROOT / "properties"
+PROFILES = sorted(file.name for file in PROPERTIES.glob("*.yaml"))
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+OLD_INSTRUCTION = (
+    "Given user history in chronological order, rank all items of the candidate pool, the most "
+    "likely next item first. Write one title a line, as it stands in the pool, without its index "
+    "letter."
+)
 
 
 class Values(dict):
@@ -21,32 +34,59 @@ class Values(dict):
         return self.get(key)
 
 
-def defaults(**changes) -> Values:
-    """LlamaRec's defaults with the paper's ranker, which most errors are about."""
-    files = properties_file("model", "LlamaRec"), ROOT / "properties" / "paper.yaml"
-    values = Values()
-    for file in files:
-        values.update(yaml.safe_load(file.read_text()))
-    values["eval_args"] = {"mode": {"valid": "full", "test": "full"}}
-    values.update(llm_name_or_path="org/a-model-on-the-hub")
+def defaults(*profiles: str, **changes) -> Values:
+    """The property file's values, then those of profiles, then changes.
+
+    The language model is one on the hub, which is not checked before it is loaded.
+    """
+    values = Values(eval_args={"mode": {"valid": "full", "test": "full"}})
+    for file in ("model/LlamaRec.yaml", *profiles):
+        values.update(yaml.safe_load((PROPERTIES / file).read_text(encoding="utf-8")))
+    if values["llm_name_or_path"] == "embedded":
+        values["llm_name_or_path"] = "org/a-model-on-the-hub"
     return Values(values | changes)
 
 
-def test_the_property_file_names_exactly_the_keys_of_the_code():
-    keys = set(yaml.safe_load(properties_file("model", "LlamaRec").read_text()))
-    assert keys - RECBOLE_KEYS == set(llamarec_keys())
+def settings_of(*profiles: str, **changes) -> LlamaRecSettings:
+    return LlamaRecSettings.from_config(defaults(*profiles, **changes))
 
 
-def test_the_papers_ranker_is_the_papers():
-    settings = LlamaRecSettings.from_config(defaults())
-    assert settings.rerank_candidates == 20
-    assert settings.verbalizer_labels == tuple("ABCDEFGHIJKLMNOPQRST")
+def errors_of(**changes) -> list[str]:
+    with pytest.raises(ValueError) as error:
+        settings_of(**changes)
+    head, *lines = str(error.value).splitlines()
+    assert head == "LlamaRec cannot start:" and all(line.startswith("- ") for line in lines)
+    return lines
+
+
+def test_the_defaults_are_the_papers_where_they_do_not_cost_hours():
+    settings = settings_of()
+    assert settings.ranking_method == "verbalizer" and settings.has_ranker
+    assert settings.train_loss == "label" and settings.rerank_candidates == 20
+    assert settings.verbalizer_labels is None and settings.evidence_items == 0
     assert (settings.lora.r, settings.lora.alpha, settings.lora.dropout) == (8, 32, 0.05)
     assert settings.lora.target_modules == ("q_proj", "v_proj")
-    assert (settings.prompt_max_history, settings.prompt_max_title_tokens) == (20, 32)
-    assert settings.retriever == "LRURec"
-    assert settings.generate_instruction == GENERATE_INSTRUCTION
-    assert defaults()["learning_rate"] in (1e-4, "1e-4")
+    assert (settings.prompt_max_history, settings.prompt_max_title_tokens) == (10, 32)
+    assert settings.retriever == "LRURec" and settings.retriever_config == {}
+    assert settings.adapter_directory is None
+
+
+def test_keys_that_a_config_does_not_contain_take_their_defaults():
+    assert LlamaRecSettings.from_config(Values(ranking_method="none")) == LlamaRecSettings(
+        ranking_method="none"
+    )
+
+
+def test_nothing_is_wrong_where_nothing_is_given_but_a_language_model():
+    assert settings_of() == LlamaRecSettings.from_config(
+        Values(llm_name_or_path="org/a-model-on-the-hub")
+    )
+
+
+def test_lists_become_tuples_and_a_missing_mapping_is_empty():
+    settings = settings_of(verbalizer_labels=list(LETTERS), scorers=["popularity"])
+    assert settings.verbalizer_labels == tuple(LETTERS) and settings.scorers == ("popularity",)
+    assert settings_of(retriever_config={"epochs": 3}).retriever_config == {"epochs": 3}
 
 
 @pytest.mark.parametrize(
@@ -56,15 +96,24 @@ def test_the_papers_ranker_is_the_papers():
         ({"rerank_candidates": "20"}, ["rerank_candidates", "'20'"]),
         ({"rerank_candidates": True}, ["rerank_candidates"]),
         ({"rerank_candidates": 53}, ["verbalizer_labels"]),
+        ({"rerank_candidates": None}, ["rerank_candidates: None"]),
         ({"verbalizer_labels": ["A", "B"]}, ["rerank_candidates: 20", "verbalizer_labels", "2"]),
         ({"verbalizer_labels": ["A", "A"]}, ["verbalizer_labels", "distinct"]),
-        ({"rerank_mask_seen": "yes"}, ["rerank_mask_seen", "True or False"]),
+        ({"verbalizer_labels": []}, ["verbalizer_labels"]),
+        ({"rerank_mask_seen": "yes"}, ["rerank_mask_seen", "True, False or window"]),
+        ({"rerank_mask_seen": 1}, ["rerank_mask_seen"]),
+        ({"rerank_fusion": -1}, ["rerank_fusion: -1", "auto", "at least 0"]),
+        ({"rerank_fusion": "fitted"}, ["rerank_fusion: 'fitted'"]),
+        ({"rerank_fusion": float("nan")}, ["rerank_fusion: nan"]),
         ({"item_text_missing": "keep"}, ["item_text_missing", "drop or fallback"]),
         ({"item_text_format": "{"}, ["item_text_format"]),
         ({"item_text_format": ""}, ["item_text_format"]),
+        ({"item_text_fallback": "Item {id}"}, ["item_text_fallback", "{token}"]),
+        ({"exact_chronology": "no"}, ["exact_chronology"]),
         ({"retriever_config": [1]}, ["retriever_config", "mapping"]),
         ({"prompt_text": "{history} {candidates} {user}"}, ["prompt_text", "user"]),
         ({"prompt_text": "{history}"}, ["prompt_text", "candidates"]),
+        ({"prompt_text": 3}, ["prompt_text: 3"]),
         ({"prompt_history_item": "{nr} {title}"}, ["prompt_history_item", "nr"]),
         ({"prompt_response": "the"}, ["prompt_response"]),
         ({"llm_dtype": "int3"}, ["llm_dtype", "int3"]),
@@ -74,41 +123,234 @@ def test_the_papers_ranker_is_the_papers():
         ({"lora_dropout": 1.0}, ["lora_dropout"]),
         ({"train_max_samples": -1}, ["train_max_samples"]),
         ({"llm_batch_tokens": 0}, ["llm_batch_tokens"]),
+        ({"save_every_minutes": 0}, ["save_every_minutes: 0", "above 0"]),
+        ({"resume": 3}, ["resume: 3"]),
+        ({"scorers": "popularity"}, ["scorers: 'popularity'", "list"]),
         (
             {"valid_metric": "MRR@10", "metrics": ["NDCG"], "topk": [10]},
             ["valid_metric", "NDCG@10"],
         ),
+        ({"epochs": -1}, ["epochs: -1"]),
+        ({"learner": "lion"}, ["learner: 'lion'", "adamw"]),
+        ({"learning_rate": 0}, ["learning_rate: 0"]),
+        ({"learning_rate": "fast"}, ["learning_rate: 'fast'"]),
+        ({"clip_grad_norm": 1.0}, ["clip_grad_norm: 1.0", "mapping"]),
         ({"evidence_items": -1}, ["evidence_items: -1"]),
         ({"evidence_window": 0}, ["evidence_window: 0"]),
-        ({"train_loss": "titles"}, ["train_loss", "likelihood"]),
-        ({"train_loss": "evidence"}, ["train_loss", "likelihood"]),
+        ({"evidence_items": 5, "rerank_fusion": None}, ["evidence_items: 5", "auto", "None"]),
+        ({"evidence_items": 5, "rerank_fusion": 0.5}, ["evidence_items: 5", "auto", "0.5"]),
+        ({"scorers": ["own"], "rerank_fusion": 0.5}, ["scorers: ['own']", "auto", "0.5"]),
         (
-            {"ranking_method": "likelihood", "train_loss": "evidence", "evidence_items": 0},
-            ["train_loss", "evidence_items"],
+            {"train_candidates": "retriever", "train_candidates_from": 10},
+            ["train_candidates_from: 10", "rerank_candidates, 20"],
         ),
+        ({"ranking_method": "letters"}, ["ranking_method: 'letters'", "verbalizer", "none"]),
+        ({"ranking_method": None}, ["ranking_method: None"]),
+        ({"train_loss": "titles"}, ["train_loss", "next_token", "ranking_method: likelihood"]),
         (
-            {"ranking_method": "likelihood", "train_loss": "evidence"},
-            ["train_loss", "evidence_use: prompt"],
+            {"ranking_method": "likelihood", "train_loss": "next_token"},
+            ["train_loss", "titles", "ranking_method: verbalizer"],
         ),
-        ({"evidence_use": "letters"}, ["evidence_use: 'letters'", "fusion or prompt"]),
-        ({"ranking_method": "likelihood", "train_loss": "ranknet"}, ["train_loss", "titles"]),
-        ({"ranking_method": "likelihood", "rerank_permutations": 2}, ["rerank_permutations: 2"]),
+        ({"train_loss": "hinge"}, ["train_loss: 'hinge'", "label"]),
         ({"likelihood_temperature": 0}, ["likelihood_temperature", "above 0"]),
         ({"eval_args": {"mode": {"valid": "uni100", "test": "full"}}}, ["eval_args", "full"]),
     ],
 )
 def test_wrong_values_name_key_value_and_remedy(changes, words):
-    with pytest.raises(ValueError) as error:
-        LlamaRecSettings.from_config(defaults(**changes))
+    (line,) = errors_of(**changes)
     for word in words:
-        assert word in str(error.value)
+        assert word in line
 
 
-def test_all_errors_are_reported_together():
-    with pytest.raises(ValueError) as error:
-        LlamaRecSettings.from_config(defaults(rerank_candidates=1, lora_r=0, llm_dtype="x"))
-    for key in ("rerank_candidates", "lora_r", "llm_dtype"):
-        assert key in str(error.value)
+def test_all_errors_are_reported_together_also_of_keys_that_contradict_each_other():
+    lines = errors_of(
+        rerank_candidates=60, lora_r=0, lora_alpha=0, llm_dtype="x", rerank_order="shuffle",
+        train_loss="titles", evidence_items=3, rerank_fusion=None, prompt_text="{history}",
+    )  # fmt: skip
+    keys = ("verbalizer_labels", "lora_r", "lora_alpha", "llm_dtype", "rerank_order", "train_loss")
+    for key in (*keys, "evidence_items", "prompt_text"):
+        assert len([line for line in lines if line.startswith(f"- {key}")]) == 1
+    assert len(lines) == len(keys) + 2
+
+
+def test_a_wrong_key_is_not_compared_with_others():
+    assert len(errors_of(rerank_candidates="60", verbalizer_labels=["A", "B"])) == 1
+
+
+def test_checks_compare_keys_that_exist():
+    known = {stated.name for stated in all_keys()} | {"llm", "eval_args", "metrics", "topk"}
+    for check in CHECKS:
+        assert inspect.signature(check).parameters.keys() <= known
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("evidence_use", "prompt"),
+        ("evidence_followers", 10),
+        ("generate_instruction", "Rank them."),
+        ("rerank_order", "shuffle"),
+        ("rerank_permutations", 5),
+        ("rerank_label_prior_rows", 100),
+        ("lora_adapter", "shipped"),
+        ("train_candidates", "mixed"),
+        ("train_loss", "ranknet"),
+        ("train_loss", "evidence"),
+        ("ranking_method", "generate"),
+    ],
+)
+def test_what_was_removed_is_named_with_what_to_do(key, value):
+    (line,) = errors_of(**{key: value})
+    assert line.startswith(f"- {key}: {value!r} has been removed: ")
+    assert any(word in line for word in ("Remove the key", "set it to", "Set it to"))
+
+
+def test_old_defaults_of_removed_keys_pass_so_that_older_checkpoints_can_be_read():
+    old = {
+        "evidence_use": "fusion",
+        "evidence_followers": 20,
+        "generate_instruction": OLD_INSTRUCTION,
+        "rerank_order": "retriever",
+        "rerank_permutations": 1,
+        "rerank_label_prior_rows": 0,
+    }
+    assert set(old) == set(REMOVED) - set(llamarec_keys())
+    assert settings_of(**old) == settings_of()
+    assert report_unknown_keys(old, known=[]) == list(old)  # for a warning
+
+
+def test_without_a_ranker_neither_its_loss_nor_its_model_nor_its_labels_are_checked():
+    settings = settings_of(
+        ranking_method="none",
+        llm_name_or_path="/no/such/place",
+        train_loss="titles",
+        rerank_candidates=60,
+        rerank_fusion=None,
+    )
+    assert not settings.has_ranker and not settings.has_scorers
+
+
+def test_scorers_can_rank_without_a_language_model():
+    assert settings_of(ranking_method="none", evidence_items=5).has_scorers
+    assert settings_of(ranking_method="none", scorers=["popularity"]).has_scorers
+
+
+def test_a_weight_or_none_is_for_the_language_model_alone():
+    assert settings_of(rerank_fusion=0.5).rerank_fusion == 0.5
+    assert settings_of(rerank_fusion=None).rerank_fusion is None
+
+
+def test_likelihood_ranks_more_candidates_than_there_are_letters():
+    assert settings_of("likelihood.yaml", rerank_candidates=60).rerank_candidates == 60
+
+
+def test_a_registered_ranker_brings_its_name_and_its_losses():
+    class Toy:
+        losses = {"hinge": None}
+        build = encode = scores = None  # settings ask for the losses alone
+
+    register_ranker("toy_of_test_settings", Toy)
+    assert ranker_class_of("toy_of_test_settings") is Toy
+    method = {"ranking_method": "toy_of_test_settings"}
+    assert settings_of(**method, train_loss="hinge", rerank_candidates=60).train_loss == "hinge"
+    (line,) = errors_of(**method, train_loss="label")
+    assert "hinge" in line and "verbalizer" in line
+
+
+# --- profiles --------------------------------------------------------------------------------
+
+PAPER = {
+    "ranking_method": "verbalizer",
+    "train_loss": "next_token",
+    "train_candidates": "random",
+    "prompt_max_history": 20,
+    "prompt_max_title_tokens": 32,
+    "rerank_candidates": 20,
+    "rerank_fusion": None,
+    "rerank_mask_seen": "window",
+    "evidence_items": 0,
+    "verbalizer_labels": None,
+}
+
+
+def test_the_profiles_are_these():
+    names = ("all", "evidence", "likelihood", "llama-2-7b-qlora", "paper")
+    assert [f"{name}.yaml" for name in names] == PROFILES
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_says_what_it_is_and_how_it_is_run(profile):
+    text = (PROPERTIES / profile).read_text(encoding="utf-8")
+    head = list(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    assert 3 <= len(head) <= 6
+    command = "python run_recbole.py --model=LlamaRec --dataset=ml-100k --config_files="
+    assert f"#   {command}properties/{profile}" in head
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_has_known_keys_and_valid_values(profile):
+    given = yaml.safe_load((PROPERTIES / profile).read_text(encoding="utf-8"))
+    assert set(given) <= {stated.name for stated in all_keys()}
+    settings_of(profile, llm_load_in_4bit=False)  # bitsandbytes need not be installed
+
+
+@pytest.mark.parametrize("file", ["model/LlamaRec.yaml", *PROFILES])
+def test_recbole_reads_the_values_as_they_are(file):
+    """It evaluates every text of a property file as Python where that is possible."""
+    from recbole.config import Config
+
+    values = yaml.safe_load((PROPERTIES / file).read_text(encoding="utf-8"))
+    assert Config._convert_config_dict(None, dict(values)) == values
+
+
+@pytest.mark.parametrize("profile", ["paper.yaml", "llama-2-7b-qlora.yaml"])
+def test_the_papers_ranker_is_that_of_the_official_code(profile):
+    settings = settings_of(profile, llm_load_in_4bit=False)
+    assert {key: getattr(settings, key) for key in PAPER} == PAPER
+    assert defaults(profile)["epochs"] == 1
+    assert settings.prompt.instruction == settings_of().prompt.instruction
+    assert settings.prompt.render(["Heat (1995)", "Up (2009)"], ["Alien (1979)", "Jaws"], "AB") == (
+        f"### Instruction:\n{settings.prompt.instruction}\n\n"
+        "### Input:\nUser history: (1) Heat (1995) \n (2) Up (2009); \n "
+        "Candidate pool: (A) Alien (1979) \n (B) Jaws\n\n"
+        "### Response:\n"
+    )
+    assert settings.prompt.response == "{label}"
+
+
+def test_the_7b_profile_is_the_papers_and_tunes_on_every_prefix():
+    paper, large = (
+        yaml.safe_load((PROPERTIES / name).read_text(encoding="utf-8"))
+        for name in ("paper.yaml", "llama-2-7b-qlora.yaml")
+    )
+    assert large | paper == large
+    assert large["train_max_samples"] is None and large["llm_load_in_4bit"] is True
+    assert large["llm_name_or_path"] == "meta-llama/Llama-2-7b-hf"
+
+
+@pytest.mark.parametrize(
+    ("profile", "method", "evidence", "epochs"),
+    [
+        ("likelihood.yaml", "likelihood", 0, 0),
+        ("evidence.yaml", "none", 5, 1),
+        ("all.yaml", "likelihood", 5, 0),
+    ],
+)
+def test_the_other_profiles_choose_the_scorers(profile, method, evidence, epochs):
+    settings = settings_of(profile)
+    assert (settings.ranking_method, settings.evidence_items) == (method, evidence)
+    assert settings.rerank_fusion == "auto" and defaults(profile)["epochs"] == epochs
+
+
+def test_each_trial_of_the_hyper_parameter_file_is_valid():
+    lines = (PROPERTIES / "hyper" / "llamarec.test").read_text().splitlines()
+    space = {key: ast.literal_eval(text) for key, _, text in map(str.split, lines)}
+    assert set(space) <= set(llamarec_keys())
+    for values in itertools.product(*space.values()):
+        settings_of(**dict(zip(space, values, strict=True)))
+
+
+# --- misspelt keys ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -120,6 +362,7 @@ def test_all_errors_are_reported_together():
         ("llm_name_or_pth", "llm_name_or_path"),
         ("prompt_maximum_history", "prompt_max_history"),
         ("train_max_sample", "train_max_samples"),
+        ("save_minutes", "save_every_minutes"),
     ],
 )
 def test_misspelt_keys_name_the_nearest(key, nearest):

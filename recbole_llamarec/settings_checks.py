@@ -1,0 +1,220 @@
+"""What LlamaRec's keys must fulfil beside their rules, and which keys are gone.
+
+A check is a function whose parameters are the keys that it compares. It returns an error for each
+contradiction. It is left out while one of its keys is wrong by itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from recbole_llamarec.data.item_text import format_fields
+from recbole_llamarec.ranking.model.loading import LanguageModelSettings, check_language_model
+from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_class_of, ranker_names
+from recbole_llamarec.ranking.verbalizer import default_labels
+
+
+def _other_than(*harmless: Any) -> Callable[[Any], bool]:
+    return lambda value: value is not None and value not in harmless
+
+
+def _one_of(*words: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in words
+
+
+_NO_PROMPT_EVIDENCE = "evidence no longer stands in the prompt. Remove the key: "
+_ONE_ORDER = "prompts show the candidates in the retriever's order alone. Remove the key"
+_OLD_INSTRUCTION = (
+    "Given user history in chronological order, rank all items of the candidate pool, the most "
+    "likely next item first. Write one title a line, as it stands in the pool, without its index "
+    "letter."
+)
+# By key: which of its values ask for what is gone (the others are harmless), and what to do.
+REMOVED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "evidence_use": (
+        _other_than("fusion"),
+        _NO_PROMPT_EVIDENCE + "evidence_items makes it a scorer beside the language model",
+    ),
+    "evidence_followers": (
+        _other_than(20),
+        _NO_PROMPT_EVIDENCE + "evidence is counted for all candidates",
+    ),
+    "generate_instruction": (
+        _other_than(_OLD_INSTRUCTION),
+        "text is generated in benchmarks/ alone. Remove the key",
+    ),
+    "rerank_order": (_other_than("retriever"), _ONE_ORDER),
+    "rerank_permutations": (_other_than(1), _ONE_ORDER),
+    "rerank_label_prior_rows": (
+        _other_than(0),
+        "the labels' prior is no longer subtracted. Remove the key",
+    ),
+    "lora_adapter": (
+        _one_of("shipped"),
+        "no adapter comes with the package. Set it to ~ or to a PEFT directory",
+    ),
+    "train_candidates": (_one_of("mixed"), "set it to random or retriever"),
+    "train_loss": (
+        _one_of("ranknet", "evidence"),
+        "set it to label, or write the loss for a ranker of your own; see docs/extending.md",
+    ),
+    "ranking_method": (
+        _one_of("generate"),
+        "set it to verbalizer or likelihood; benchmarks/ has the generating ranker",
+    ),
+}
+
+
+def removed_values(config: Any) -> dict[str, str]:
+    """An error for each key of a config that asks for what is gone.
+
+    Args:
+        config: gives a key's value by ``config[key]``, and tells by ``key in config`` whether it
+            is there.
+    """
+    return {
+        name: f"{name}: {config[name]!r} has been removed: {remedy}."
+        for name, (is_meant, remedy) in REMOVED.items()
+        if name in config and is_meant(config[name])
+    }
+
+
+def contradictions(values: Mapping[str, Any]) -> list[str]:
+    """The errors of all checks.
+
+    Args:
+        values: by key those that are right by themselves; the group ``llm``; and RecBole's
+            ``eval_args``, ``metrics`` and ``topk``.
+    """
+    errors = []
+    for check in CHECKS:
+        names = inspect.signature(check).parameters
+        if names.keys() <= values.keys():
+            errors += check(**{name: values[name] for name in names})
+    return errors
+
+
+def _ranks_the_whole_catalogue(eval_args: Mapping[str, Any] | None) -> list[str]:
+    if not eval_args or set(eval_args["mode"].values()) == {"full"}:
+        return []
+    return [
+        f"eval_args: mode {eval_args['mode']!r} samples the items to rank; LlamaRec ranks the "
+        "whole catalogue. Set mode: full."
+    ]
+
+
+def _valid_metric_is_computed(
+    valid_metric: str, metrics: Sequence[str] | None, topk: Sequence[int] | None
+) -> list[str]:
+    """RecBole would fail on this after the first epoch."""
+    if not metrics or not topk:
+        return []
+    known = [f"{metric}@{k}" for metric in metrics for k in topk]
+    if valid_metric.lower() in [name.lower() for name in known]:
+        return []
+    return [
+        f"valid_metric: {valid_metric!r} is not computed; it must be one of metrics at one of "
+        f"topk: {', '.join(known)}."
+    ]
+
+
+def _item_text_can_be_made(item_text_format: str) -> list[str]:
+    return _fault_of(format_fields, item_text_format)
+
+
+def _fallback_can_be_made(item_text_fallback: str) -> list[str]:
+    try:
+        item_text_fallback.format(token="1")
+    except (ValueError, LookupError, AttributeError):
+        return [
+            f"item_text_fallback: {item_text_fallback!r} may have {{token}} alone in braces, which "
+            "stands for the item's id; write a literal brace twice."
+        ]
+    return []
+
+
+def _candidates_are_drawn_from_enough(
+    train_candidates: str, train_candidates_from: int, rerank_candidates: int
+) -> list[str]:
+    if train_candidates != "retriever" or train_candidates_from >= rerank_candidates:
+        return []
+    return [
+        f"train_candidates_from: {train_candidates_from} must be at least rerank_candidates, "
+        f"{rerank_candidates}."
+    ]
+
+
+def _ranker_has_the_loss(ranking_method: str, train_loss: str) -> list[str]:
+    if ranking_method == NO_RANKER:
+        return []
+    losses = ranker_class_of(ranking_method).losses
+    if train_loss in losses:
+        return []
+    others = [name for name in ranker_names() if train_loss in ranker_class_of(name).losses]
+    hint = f" {train_loss} needs ranking_method: {' or '.join(others)}." if others else ""
+    return [
+        f"train_loss: {train_loss!r} must be a loss of ranking_method: {ranking_method}, "
+        f"{' or '.join(losses)}.{hint}"
+    ]
+
+
+def _labels_are_enough(
+    ranking_method: str, verbalizer_labels: Sequence[str] | None, rerank_candidates: int
+) -> list[str]:
+    """Of a ranker whose class has ``reads_labels = True``."""
+    if ranking_method == NO_RANKER:
+        return []
+    if not getattr(ranker_class_of(ranking_method), "reads_labels", False):
+        return []
+    if verbalizer_labels is None:
+        return _fault_of(default_labels, rerank_candidates)
+    if len(verbalizer_labels) >= rerank_candidates:
+        return []
+    return [
+        f"rerank_candidates: {rerank_candidates} candidates need as many labels, but "
+        f"verbalizer_labels has {len(verbalizer_labels)}. Name more labels or rank fewer "
+        "candidates."
+    ]
+
+
+def _several_scorers_are_fitted(
+    rerank_fusion: str | float | None, evidence_items: int, scorers: Sequence[str] | None
+) -> list[str]:
+    """A weight, or none, is for the language model alone beside the retriever."""
+    if rerank_fusion == "auto":
+        return []
+    given = {"evidence_items: 0": evidence_items, "scorers: ~": scorers}
+    return [
+        f"{without.split(':')[0]}: {value!r} needs rerank_fusion: auto, which weighs several "
+        f"scorers, but it is {rerank_fusion!r}. Set rerank_fusion: auto, or {without}."
+        for without, value in given.items()
+        if value
+    ]
+
+
+def _language_model_can_be_loaded(ranking_method: str, llm: LanguageModelSettings) -> list[str]:
+    return [] if ranking_method == NO_RANKER else _fault_of(check_language_model, llm)
+
+
+CHECKS: tuple[Callable[..., list[str]], ...] = (
+    _ranks_the_whole_catalogue,
+    _valid_metric_is_computed,
+    _item_text_can_be_made,
+    _fallback_can_be_made,
+    _candidates_are_drawn_from_enough,
+    _ranker_has_the_loss,
+    _labels_are_enough,
+    _several_scorers_are_fitted,
+    _language_model_can_be_loaded,
+)
+
+
+def _fault_of(function: Callable[[Any], Any], argument: Any) -> list[str]:
+    """What ``function`` says is wrong with the user's input."""
+    try:
+        function(argument)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        return [str(error)]
+    return []
