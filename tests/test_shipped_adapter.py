@@ -40,11 +40,11 @@ def test_its_split_is_that_of_the_data_set_on_the_card(workdir):
 def test_no_table_reports_it_on_targets_that_it_has_seen():
     """A data set of the card's name has the card's split, of which it saw no target."""
     seen = 0
-    for file in (ROOT / "benchmarks" / "results").glob("*/cells/*.json"):
-        found = json.loads(file.read_text())
-        if found["cell"]["dataset"] in CARD["datasets"]:
-            seen += 1
-            assert found["split"]["sha256"] == CARD["split_sha256"], file.name
+    for file in (ROOT / "benchmarks" / "results").glob("*/cells.jsonl"):
+        for cell in map(json.loads, file.read_text().splitlines()):
+            if cell["dataset"] in CARD["datasets"]:
+                seen += 1
+                assert cell["split"]["sha256"] == CARD["split_sha256"], (file, cell["id"])
     assert seen
 
 
