@@ -1,7 +1,7 @@
-"""Runs one cell of a suite in a process of its own: ``python benchmarks/cell.py SPEC OUT``.
+"""Runs one cell of a suite in a process of its own: ``python benchmarks/cell.py SPEC``.
 
-SPEC is a JSON file that ``run.py`` writes into the cell's work folder; the result appears in OUT
-when the cell is finished.
+SPEC is a JSON file that ``run.py`` writes into the cell's work folder; the cell's line appears
+there, too, when the cell is finished, and ``run.py`` adds it to the suite's results.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from machine import cpu_name
 from recbole.config import Config
 from recbole.data import create_dataset
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
-from suite import Cell, result_file, retriever_file, users_file
+from results import write_whole
+from stages import stage_names, tested_stages, users_table, validated_stages
+from suite import CELL_LINE, CELL_USERS, Cell, retriever_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
@@ -55,11 +58,14 @@ def settings_of(cell: dict[str, Any], data: str, work: Path) -> dict[str, Any]:
     }
 
 
-def run_cell(cell: dict[str, Any], data: str, work: Path) -> tuple[dict[str, Any], Any]:
+def run_cell(
+    cell: dict[str, Any], data: str, work: Path
+) -> tuple[dict[str, Any], pd.DataFrame | None]:
     """Train and evaluate by RecBole's own functions.
 
     Returns:
-        the result, and the test's per-user metrics as a DataFrame, ``None`` without a test.
+        the cell's line; and each user's metrics by stage, ``None`` without a test and for a
+        retriever alone, which is compared with nothing.
     """
     start = time.time()
     config = Config(
@@ -79,16 +85,25 @@ def run_cell(cell: dict[str, Any], data: str, work: Path) -> tuple[dict[str, Any
 
     score, valid_result = trainer.fit(train, valid, callback_fn=note)
     trained = time.time()
-    tested = {} if cell["validation_only"] else results_on_test(trainer, test)
+    names = stage_names(config["retriever"], config["ranking_method"])
+    tested: dict[str, Any] = {}
+    users = None
+    if not cell["validation_only"]:
+        trainer.evaluate(test, load_best_model=False)
+        report = trainer.report
+        tested = tested_stages(report, names)
+        tested |= {"n_rows": report.n_rows, "n_retrieved": report.n_retrieved}
+        users = users_table(report.users, names) if len(names) > 1 else None
     evaluated = time.time()
     keep_retriever(work)
     fusion = trainer.journal.fusion
-    return {
-        "cell": cell,
+    line = {
+        "id": Cell(**cell).id,
+        **cell,
         "split": asdict(split),
         "valid_score": score,
         "valid": valid_result,
-        "valid_stages": trainer.journal.validation,
+        "valid_stages": validated_stages(trainer.journal.validation, names),
         "fusion": None if fusion is None else asdict(fusion),
         **tested,
         "curve": curve,
@@ -105,23 +120,8 @@ def run_cell(cell: dict[str, Any], data: str, work: Path) -> tuple[dict[str, Any
         "versions": {name: version(name) for name in PACKAGES}
         | {"recbole-llamarec": __version__, "python": sys.version.split()[0]},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }, None if trainer.report is None else trainer.report.users
-
-
-def results_on_test(trainer, test) -> dict[str, Any]:
-    """Metrics of each stage on the test set."""
-    trainer.evaluate(test, load_best_model=False)
-    report = trainer.report
-    return {
-        "test": report.retriever if report.llamarec is None else report.llamarec,
-        "test_retriever": report.retriever,
-        "test_evidence": report.evidence,
-        "test_ranker": report.ranker,
-        "retrieved": report.llamarec_on_retrieved or report.retriever_on_retrieved,
-        "retrieved_retriever": report.retriever_on_retrieved,
-        "n_rows": report.n_rows,
-        "n_retrieved": report.n_retrieved,
     }
+    return line, users
 
 
 def keep_retriever(work: Path) -> None:
@@ -133,18 +133,14 @@ def keep_retriever(work: Path) -> None:
 
 
 def main() -> None:
-    """Run the cell of SPEC in the folder of SPEC; its result appears in OUT."""
-    spec_file, out = map(Path, sys.argv[1:3])
+    """Run the cell of SPEC; its line appears beside it, behind its users' metrics."""
+    spec_file = Path(sys.argv[1])
     sys.argv = sys.argv[:1]  # RecBole reads the command line
-    spec = json.loads(spec_file.read_text())
-    identifier = Cell(**spec["cell"]).identifier
-    result, users = run_cell(spec["cell"], spec["data"], spec_file.parent)
+    spec, work = json.loads(spec_file.read_text()), spec_file.parent
+    line, users = run_cell(spec["cell"], spec["data"], work)
     if users is not None:
-        users.to_csv(users_file(out, identifier), index=False)
-    file = result_file(out, identifier)
-    unfinished = file.with_suffix(".part")
-    unfinished.write_text(json.dumps(result, indent=1))
-    unfinished.replace(file)
+        users.to_csv(work / CELL_USERS, index=False)
+    write_whole(work / CELL_LINE, json.dumps(line).encode())
 
 
 if __name__ == "__main__":

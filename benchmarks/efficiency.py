@@ -6,15 +6,14 @@ Figure 3 of LlamaRec (Yue et al. 2023, arXiv 2311.02089, section 4.4), with any 
 
 One prompt at a time, of 20 history items and 20 candidates, whose made-up titles all have the same
 number of tokens. Generating is greedy and writes as many tokens as the candidates' titles have.
-Writes efficiency.json, efficiency.md and efficiency.svg; lengths that the JSON file already holds
-are not measured again.
+Writes NAME.json, NAME.md and NAME.svg (``--name``); lengths that the JSON file already holds are
+not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import random
 import statistics
@@ -25,7 +24,9 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from efficiency_report import import_pyplot, plot, table
 from machine import cpu_name
+from results import write_whole
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
@@ -47,10 +48,6 @@ N_CANDIDATES = 20
 N_ITEMS = 100
 WARM_UP_TOKENS = 8
 BATCH_TOKENS = 1  # a prompt that exceeds it makes a batch of its own
-PAPER = (
-    "The paper reports (section 4.4, Figure 3), for Llama-2-7B on a GPU and titles of 20 tokens: "
-    "under 1 s by the verbalizer, 56.16 s by generating."
-)
 
 
 class Rankers(NamedTuple):
@@ -68,7 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     model, tokenizer = load_language_model(
         LanguageModelSettings(name_or_path=options.llm), torch.device(options.device)
     )
-    file = options.out / "efficiency.json"
+    file = options.out / f"{options.name}.json"
+    options.out.mkdir(parents=True, exist_ok=True)
     report = started_report(file, options, model)
     missing = [n for n in options.lengths if str(n) not in report["lengths"]]
     with tqdm(total=2 * options.rounds * len(missing), unit="prompt", ncols=100) as progress:
@@ -77,9 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
             rankers = build_rankers(model, tokenizer, length, options.seed)
             measured = measure(rankers, length, options.rounds, options.seed, progress)
             report["lengths"][str(length)] = measured
-            write_text(file, json.dumps(report, indent=2) + "\n")
-    write_text(options.out / "efficiency.md", table(report))
-    plot(report, options.out / "efficiency.svg")
+            write_whole(file, (json.dumps(report, indent=2) + "\n").encode())
+    write_whole(file.with_suffix(".md"), table(report).encode())
+    plot(report, file.with_suffix(".svg"))
     print(table(report))
 
 
@@ -87,6 +85,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command's options; exits with a message where one is out of its range."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="folder of the three files")
+    parser.add_argument("--name", default="efficiency", help="of the three files")
     parser.add_argument(
         "--lengths", type=int, nargs="+", default=LENGTHS, help="tokens a title, default 5 to 40"
     )
@@ -220,7 +219,7 @@ def measure(rankers: Rankers, length: int, rounds: int, seed: int, progress: tqd
     }
 
 
-# --- the report ----------------------------------------------------------------------------------
+# --- conditions ----------------------------------------------------------------------------------
 
 
 def started_report(file: Path, options: argparse.Namespace, model) -> dict[str, Any]:
@@ -274,104 +273,6 @@ def device_name(device: str) -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return cpu_name()
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
-
-
-def rows_by_length(report: dict[str, Any]) -> list[tuple[int, dict]]:
-    """Title lengths, ascending, each with what was measured."""
-    return sorted((int(length), row) for length, row in report["lengths"].items())
-
-
-def table(report: dict[str, Any]) -> str:
-    """The medians as a Markdown table."""
-    conditions = report["conditions"]
-    lines = [
-        "| title tokens | prompt tokens | tokens written | verbalizer, s | generating, s | ratio |",
-        "|---" * 6 + "|",
-    ]
-    for length, row in rows_by_length(report):
-        lines.append(
-            f"| {length} | {row['prompt_tokens']} | {row['new_tokens']} "
-            f"| {row['verbalizer_median_s']:.3f} | {row['generate_median_s']:.2f} "
-            f"| {row['ratio']:.0f} |"
-        )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Medians of {conditions['rounds']} prompts, one at a time, both methods in turn: "
-            f"{conditions['n_history']} history items, {conditions['n_candidates']} candidates; "
-            f"{conditions['llm']} in {conditions['dtype']}, {conditions['device']}, "
-            f"{conditions['threads']} threads, torch {conditions['torch']}, transformers "
-            f"{conditions['transformers']}.",
-            "",
-            PAPER,
-            "",
-            f"`{report['command']}`",
-            "",
-        ]
-    )
-
-
-def import_pyplot():
-    """matplotlib, without a display.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(
-            f"The plot needs matplotlib, which cannot be imported ({error}); "
-            "`pip install --no-deps -r benchmarks/requirements.txt`."
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def plot(report: dict[str, Any], file: Path) -> None:
-    """Both medians over the title length, seconds on a logarithmic axis, as SVG."""
-    pyplot = import_pyplot()
-    rows = rows_by_length(report)
-    lengths = [length for length, _ in rows]
-    pyplot.rcParams["svg.hashsalt"] = "efficiency"  # equal figures give equal files
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for key, label, colour in (
-        ("generate_median_s", "generating the titles", "#b2182b"),
-        ("verbalizer_median_s", "verbalizer", "#2166ac"),
-    ):
-        seconds = [row[key] for _, row in rows]
-        axes.plot(lengths, seconds, color=colour, marker="o", markersize=4)
-        axes.annotate(
-            label,
-            (lengths[-1], seconds[-1]),
-            xytext=(8, 0),
-            textcoords="offset points",
-            color=colour,
-            verticalalignment="center",
-            annotation_clip=False,
-        )
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(pyplot.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    axes.set_xticks(lengths)
-    axes.set_xlabel("tokens a title")
-    axes.set_ylabel("seconds a prompt")
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Runs a suite, cell by cell, and writes its tables: ``python benchmarks/run.py SUITE --data DIR``.
 
-A finished cell is kept in ``OUT/cells`` and not run again while its settings stay the same; an
-interrupted suite goes on where it stopped.
+A finished cell has its line in ``OUT/cells.jsonl`` and is not run again while its settings stay the
+same; an interrupted suite goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from suite import Cell, Suite, read_suite, result_file, retriever_file
-from tables import write_tables
+import pandas as pd
+from page import latex, write_page
+from results import Line, add_cell, read_cells
+from suite import CELL_LINE, CELL_USERS, Cell, Suite, read_suite, retriever_file
+from tables import rows_of, suite_groups
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -44,19 +46,16 @@ class Runner:
         self.failed: dict[str, Path] = {}
         self.processes: set[subprocess.Popen] = set()
 
-    def results(self) -> dict[str, dict[str, Any]]:
-        """Every finished cell of the suite, by identifier."""
-        found: dict[str, dict[str, Any]] = {}
+    def results(self) -> dict[str, Line]:
+        """The line of every finished cell of the suite, by id."""
+        lines = read_cells(self.out)
+        finished: dict[str, Line] = {}
         while True:  # a finished grid tells further cells
-            before = len(found)
-            for cell in self.suite.cells(found):
-                file = result_file(self.out, cell.identifier)
-                if cell.identifier not in found and file.is_file():
-                    result = json.loads(file.read_text())
-                    if Cell(**result["cell"]) == cell:
-                        found[cell.identifier] = result
-            if len(found) == before:
-                return found
+            before = len(finished)
+            ids = [cell.id for cell in self.suite.cells(finished)]
+            finished = {id_: lines[id_] for id_ in ids if id_ in lines}
+            if len(finished) == before:
+                return finished
 
     def open_cells(self, only: str = "") -> list[Cell]:
         """Cells that can be run now.
@@ -66,27 +65,28 @@ class Runner:
                 retriever's checkpoint, the cell that trains it takes its place.
         """
         results = self.results()
-        cells = {cell.identifier: cell for cell in self.suite.cells(results)}
+        cells = {cell.id: cell for cell in self.suite.cells(results)}
         ready = []
         for cell in cells.values():
-            if cell.identifier in results or only not in cell.identifier:
+            if cell.id in results or only not in cell.name:
                 continue
             needed = cells.get(cell.retriever) if cell.retriever else None
-            if needed and not retriever_file(self.work / needed.identifier).is_file():
+            if needed and not retriever_file(self.work / needed.id).is_file():
                 cell = needed  # results can be had without checkpoints; train it again
-            if cell.identifier not in self.failed and cell not in ready:
+            if cell.id not in self.failed and cell not in ready:
                 ready.append(cell)
         return ready
 
     def run(self, cell: Cell) -> None:
-        """Run one cell in a process of its own, with its log in the work folder."""
-        work = self.work / cell.identifier
+        """Run one cell in a process of its own, with its log in its work folder."""
+        work = self.work / cell.id
         work.mkdir(parents=True, exist_ok=True)
-        (self.out / "cells").mkdir(parents=True, exist_ok=True)
+        if (work / CELL_LINE).is_file():
+            return  # finished when the suite was stopped, and not yet collected
         spec = {"cell": asdict(cell), "data": str(self.data)}
         (work / "spec.json").write_text(json.dumps(spec))
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        command = [sys.executable, str(HERE / "cell.py"), str(work / "spec.json"), str(self.out)]
+        command = [sys.executable, str(HERE / "cell.py"), str(work / "spec.json")]
         with (work / "log.txt").open("w") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=work
@@ -95,7 +95,16 @@ class Runner:
             code = process.wait()
             self.processes.discard(process)
         if code:
-            self.failed[cell.identifier] = work / "log.txt"
+            self.failed[cell.id] = work / "log.txt"
+
+    def collect(self, cell: Cell) -> None:
+        """Add a finished cell to the results; one caller at a time."""
+        work = self.work / cell.id
+        users = work / CELL_USERS
+        table = pd.read_csv(users, dtype=str, keep_default_na=False) if users.is_file() else None
+        add_cell(self.out, json.loads((work / CELL_LINE).read_text()), table)
+        (work / CELL_LINE).unlink()
+        users.unlink(missing_ok=True)
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
@@ -109,7 +118,8 @@ class Runner:
 
 def run_suite(runner: Runner, jobs: int, only: str, minutes: float | None) -> None:
     """Run open cells, ``jobs`` at a time, until none is left or the time is up."""
-    start, running = time.time(), {}
+    start = time.time()
+    running: dict[Future, Cell] = {}
     done = len(runner.results())
     with (
         tqdm(total=runner.suite.n_cells, initial=done, unit="cell", desc=runner.suite.name) as bar,
@@ -119,21 +129,23 @@ def run_suite(runner: Runner, jobs: int, only: str, minutes: float | None) -> No
         while True:
             in_time = minutes is None or time.time() - start < 60 * minutes
             for cell in runner.open_cells(only) if in_time else []:
-                is_new = cell.identifier not in {other.identifier for other in running.values()}
+                is_new = cell.id not in {other.id for other in running.values()}
                 if len(running) < jobs and is_new:
                     running[pool.submit(runner.run, cell)] = cell
             if not running:
                 return
-            bar.set_postfix_str(", ".join(cell.identifier for cell in running.values()))
+            bar.set_postfix_str(", ".join(cell.name for cell in running.values()))
             finished: set[Future] = wait(running, return_when=FIRST_COMPLETED).done
             for future in finished:
                 cell = running.pop(future)
                 future.result()
-                if cell.identifier in runner.failed:
-                    bar.write(f"{cell.identifier} failed; see {runner.failed[cell.identifier]}")
+                if cell.id in runner.failed:
+                    bar.write(f"{cell.name} failed; see {runner.failed[cell.id]}")
+                else:
+                    runner.collect(cell)
             results = runner.results()
             bar.update(len(results) - bar.n)
-            write_tables(runner.suite, results, runner.out)
+            write_page(runner.suite, results, runner.out)
 
 
 def main() -> None:
@@ -146,6 +158,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="cells at the same time")
     parser.add_argument("--threads", type=int, help="threads a cell (default: cores / jobs)")
     parser.add_argument("--only", default="", help="run only cells whose name contains this")
+    parser.add_argument("--latex", type=Path, help="write the test results there as LaTeX, too")
     parser.add_argument("--minutes", type=float, help="start no cell after so many minutes")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the cells that run, too
@@ -159,7 +172,10 @@ def main() -> None:
     )
     run_suite(runner, arguments.jobs, arguments.only, arguments.minutes)
     results = runner.results()
-    write_tables(suite, results, runner.out)
+    write_page(suite, results, runner.out)
+    if arguments.latex:
+        rows = rows_of(suite_groups(suite, results), "test")
+        arguments.latex.write_text(latex(rows), encoding="utf-8")
     print(f"{len(results)} of {suite.n_cells} cells are finished; tables in {runner.out}")
     if runner.failed:
         raise SystemExit(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,13 @@ MODEL_KEYS = {
     "seeds",
     "validation_only",
 }
+CELL_LINE = "cell.json"  # what a finished cell leaves in its work folder until it is collected
+CELL_USERS = "users.csv"
+ID_DIGITS = 12
+IDENTITY = (
+    *("dataset", "model", "seed", "settings", "run_settings", "retriever"),
+    "validation_only",
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Cell:
         choice: the grid's values in this cell.
         settings: the retriever's own keys (``retriever_config``), or LlamaRec's.
         run_settings: keys of the run: data, metrics.
-        retriever: for LlamaRec, the identifier of the cell that trained its retriever.
+        retriever: for LlamaRec, the id of the cell that trained its retriever.
         label: what tables call it, where a suite has a model in several variants.
         validation_only: choices are made on validation, so that the test set is not touched.
     """
@@ -55,11 +64,17 @@ class Cell:
         return self.label or self.model
 
     @property
-    def identifier(self) -> str:
-        """A name that is unique in its suite and fit for a file."""
-        parts = [self.dataset, self.title.replace(" ", "_")]
-        parts += [f"{keys.split(',')[0]}={value}" for keys, value in self.choice.items()]
-        return ".".join([*parts, f"seed={self.seed}"]).replace("/", "_")
+    def id(self) -> str:
+        """A short hash of the settings that determine the result; names and labels do not."""
+        settings = {name: getattr(self, name) for name in IDENTITY}
+        text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
+
+    @property
+    def name(self) -> str:
+        """What a reader calls it: data set, title, choice and seed."""
+        choice = [f"{keys.split(',')[0]}={value}" for keys, value in self.choice.items()]
+        return ".".join([self.dataset, self.title, *choice, f"seed={self.seed}"])
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ class Suite:
         all of them are finished, and LlamaRec's cells when its retriever's are.
 
         Args:
-            results: what finished cells came to, by identifier.
+            results: lines of finished cells, by id.
         """
         for dataset, plans in self.plans.items():
             chosen: dict[str, Mapping[str, Any]] = {}
@@ -128,14 +143,14 @@ class Suite:
     ) -> tuple[list[Cell], list[Cell]]:
         """One model's cells on one data set: those of its grid, and those at the other seeds."""
         key = (dataset, plan.title)
-        own = [cell for cell in self.cells(results) if (cell.dataset, cell.title) == key]
-        return own[: len(plan.grid)], own[len(plan.grid) :]
+        cells = [cell for cell in self.cells(results) if (cell.dataset, cell.title) == key]
+        return cells[: len(plan.grid)], cells[len(plan.grid) :]
 
     def _cell(self, dataset, plan: ModelPlan, choice, seed: int, chosen) -> Cell:
         retriever = None
         if plan.retriever is not None:
             of = next(p for p in self.plans[dataset] if p.title == plan.retriever)
-            retriever = self._cell(dataset, of, chosen[of.title], seed, {}).identifier
+            retriever = self._cell(dataset, of, chosen[of.title], seed, {}).id
         return Cell(
             dataset=dataset,
             model=plan.name,
@@ -149,18 +164,8 @@ class Suite:
         )
 
 
-def result_file(out: Path, identifier: str) -> Path:
-    """What a finished cell came to."""
-    return out / "cells" / f"{identifier}.json"
-
-
-def users_file(out: Path, identifier: str) -> Path:
-    """A finished cell's metrics for every user."""
-    return out / "cells" / f"{identifier}.users.csv.gz"
-
-
 def retriever_file(work: Path) -> Path:
-    """The retriever's checkpoint that a finished cell left in its folder."""
+    """The retriever's checkpoint that a finished cell left in its work folder."""
     return work / "retriever.pth"
 
 
@@ -175,9 +180,9 @@ def best_choice(cells: list[Cell], results: Mapping[str, Mapping[str, Any]]):
     Returns:
         ``None`` until all the cells are known and finished.
     """
-    if not cells or any(cell.identifier not in results for cell in cells):
+    if not cells or any(cell.id not in results for cell in cells):
         return None
-    return max(cells, key=lambda cell: results[cell.identifier]["valid_score"]).choice
+    return max(cells, key=lambda cell: results[cell.id]["valid_score"]).choice
 
 
 def read_suite(file: str | Path) -> Suite:
@@ -195,11 +200,11 @@ def read_suite(file: str | Path) -> Suite:
                 f"{file}: models: {model.get('label', model.get('name'))}: unknown "
                 f"{sorted(unknown)}; allowed: {sorted(MODEL_KEYS)}"
             )
-        for dataset, own in content["datasets"].items():
+        for dataset, changes in content["datasets"].items():
             if dataset not in model.get("datasets", [dataset]):
                 continue
             title = model.get("label", model["name"])
-            plan = _plan(model, (own or {}).get(title, {}), tuple(content["seeds"]))
+            plan = _plan(model, (changes or {}).get(title, {}), tuple(content["seeds"]))
             if plan.retriever not in (None, *(before.title for before in plans[dataset])):
                 raise ValueError(
                     f"{file}: models: {title} needs its retriever {plan.retriever!r} before it"
@@ -209,8 +214,10 @@ def read_suite(file: str | Path) -> Suite:
     return Suite(file.stem, run_settings, {name: tuple(of) for name, of in plans.items()})
 
 
-def _plan(model: Mapping[str, Any], own: Mapping[str, Any], seeds: tuple[int, ...]) -> ModelPlan:
-    grid = {**model.get("grid", {}), **own.get("grid", {})}
+def _plan(
+    model: Mapping[str, Any], changes: Mapping[str, Any], seeds: tuple[int, ...]
+) -> ModelPlan:
+    grid = {**model.get("grid", {}), **changes.get("grid", {})}
     choices = tuple(
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     )
@@ -218,9 +225,9 @@ def _plan(model: Mapping[str, Any], own: Mapping[str, Any], seeds: tuple[int, ..
         name=model["name"],
         label=model.get("label", ""),
         grid=choices,
-        settings={**model.get("settings", {}), **own.get("settings", {})},
-        data_settings={**model.get("data_settings", {}), **own.get("data_settings", {})},
+        settings={**model.get("settings", {}), **changes.get("settings", {})},
+        data_settings={**model.get("data_settings", {}), **changes.get("data_settings", {})},
         retriever=model.get("retriever"),
-        seeds=seeds[: own.get("seeds", model.get("seeds"))],
+        seeds=seeds[: changes.get("seeds", model.get("seeds"))],
         validation_only=model.get("validation_only", False),
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-STAGES = ("retriever", "with evidence", "ranker", "fused")
+from results import Line
+from stages import DEFAULT_METHOD, FINAL
+
 HEAD = [
     "setting",
     "rows",
@@ -17,33 +18,38 @@ HEAD = [
     "s a row",
     "tuning, min",
 ]
+# of the run's phases: the label prior's rows, where there are any, and the retriever's pass are in
+# the first, too
+SCORING, TUNING = "label prior and fusion", "tuning the ranker"
 
 
-def validation_row(cell: Mapping[str, Any], metric: str) -> list[str]:
+def validation_row(cell: Line, metric: str) -> list[str]:
     """A setting's line.
 
     Args:
-        cell: what a cell came to whose fusion was fitted.
+        cell: the line of a cell whose fusion was fitted.
         metric: such as ``ndcg@10``, over all rows of validation that the fusion looked at.
     """
     fusion, stages, seconds = cell["fusion"], cell["valid_stages"], cell["seconds"]["stages"]
+    retriever = next(iter(stages))
+    ranker = cell["settings"].get("ranking_method", DEFAULT_METHOD)
+    columns = (retriever, f"{retriever} + evidence", ranker, FINAL)
     evidence = fusion["evidence"]
-    # the label prior's rows, where there are any, and the retriever's pass are in it, too
-    took = seconds["label prior and fusion"] / max(1, fusion["n_rows"])
-    tuned = seconds["tuning the ranker"] / 60 if cell["cell"]["settings"].get("epochs") else 0.0
+    scoring = seconds[SCORING] / max(1, fusion["n_rows"])
+    tuning = seconds[TUNING] / 60 if cell["settings"].get("epochs") else 0.0
     return [
-        cell["cell"]["label"] or cell["cell"]["model"],
+        cell["label"] or cell["model"],
         str(fusion["n_rows"]),
-        *(f"{stages[name][metric]:.4f}" if name in stages else "–" for name in STAGES),
+        *(f"{stages[name][metric]:.4f}" if name in stages else "–" for name in columns),
         f"{evidence['gain']:.4f}" if evidence else "–",
         f"{fusion['gain']:.4f}",
         f"{fusion['p_value']:.2g}",
         f"{fusion['weight']:.3f}",
-        f"{took:.2f}",
-        f"{tuned:.1f}" if tuned else "–",
+        f"{scoring:.2f}",
+        f"{tuning:.1f}" if tuning else "–",
     ]
 
 
-def validation_rows(cells: Sequence[Mapping[str, Any]], metric: str) -> list[list[str]]:
+def validation_rows(cells: Sequence[Line], metric: str) -> list[list[str]]:
     """The table's body: a line for each cell that has a fusion."""
     return [validation_row(cell, metric) for cell in cells if cell["fusion"]]
