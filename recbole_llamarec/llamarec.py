@@ -11,7 +11,7 @@ import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
-from recbole_llamarec.data.seen import SeenItems, seen_mask
+from recbole_llamarec.data.seen import SeenItems, items_to_mask, seen_mask
 from recbole_llamarec.evaluation.passes import EvaluationPass, best_first_of
 from recbole_llamarec.integration.configs import known_keys
 from recbole_llamarec.retrieval.candidates import Candidates, propose
@@ -58,7 +58,7 @@ class LlamaRec(SequentialRecommender):
         self.item_counts = np.bincount(targets, minlength=self.n_items)
         self._check_catalogue()
         self.retriever, self.retriever_config = build_retriever(
-            config, self.settings.retriever, self.settings.retriever_config, dataset
+            config, self.settings.retriever, self.settings.retriever_config or {}, dataset
         )
         parts = ScorerParts(
             self.settings, dataset, self.item_texts, self.n_items, config["device"], self.seed
@@ -152,11 +152,11 @@ class LlamaRec(SequentialRecommender):
                 part if left out.
             users: whom ``seen`` knows each row as, ``[B]``; the interaction's if left out.
         """
-        mask, masked = self.settings.rerank_mask_seen, None
-        if mask:
-            users = interaction[self.USER_ID] if users is None else users
-            beyond_window = None if mask == "window" else (seen or self.seen)
-            masked = seen_mask(users, interaction[self.ITEM_SEQ], beyond_window, self.n_items)
+        users = interaction[self.USER_ID] if users is None else users
+        to_mask = items_to_mask(self.settings.rerank_mask_seen, seen or self.seen)
+        masked = None
+        if to_mask is not None:
+            masked = seen_mask(users, interaction[self.ITEM_SEQ], to_mask, self.n_items)
         return propose(self.retriever, interaction, self.settings.rerank_candidates, masked)
 
     def rows_of(self, interaction, rows: torch.Tensor) -> Rows:
@@ -180,9 +180,9 @@ class LlamaRec(SequentialRecommender):
         """
         asks_all = self._pass is not None and self._pass.all_scorers
         return {
-            name: scorer.scores(rows, items)
+            name: scorer.scores(rows, items) if len(items) else torch.empty(items.shape)
             for name, scorer in self.scorers.items()
-            if len(items) and (asks_all or self.fusion.takes_part(name))
+            if asks_all or self.fusion.takes_part(name)
         }
 
     def final_scores(
@@ -198,8 +198,9 @@ class LlamaRec(SequentialRecommender):
         current, n_rows = self._pass, len(candidates.items)
         is_needed = self.fusion.changes_order
         if current is not None:
-            is_needed = current.rerank and (is_needed or (current.all_scorers and self.scorers))
-        is_ranked = torch.full((n_rows,), bool(is_needed), device=candidates.items.device)  # [B]
+            asks_all = current.all_scorers and bool(self.scorers)
+            is_needed = current.rerank and (is_needed or asks_all)
+        is_ranked = torch.full((n_rows,), is_needed, device=candidates.items.device)  # [B]
         if current is not None and current.skip_misses:
             target = interaction[self.ITEM_ID].unsqueeze(1)  # [B, 1]
             is_ranked &= (candidates.items == target).any(1)

@@ -175,7 +175,6 @@ class Recommender:
         recent = [history[-longest:] for history in histories]
         for row, items in zip(sequences, recent, strict=True):
             row[: len(items)] = torch.tensor(items)
-        rows = torch.arange(len(histories))
         user_ids = torch.zeros(len(histories), dtype=torch.int64)
         if users is not None:
             known = dataset.field2token_id[dataset.uid_field]
@@ -189,11 +188,7 @@ class Recommender:
                 model.ITEM_SEQ_LEN: torch.tensor([len(items) for items in recent]),
             }
         ).to(model.device)
-        flat = np.concatenate([np.asarray(history) for history in histories])
-        lengths = [len(history) for history in histories]
-        of_rows = np.repeat(rows.numpy(), lengths)
-        seen = SeenItems.from_pairs(of_rows, flat, len(histories))
-        return interaction, seen
+        return interaction, SeenItems.from_histories(histories)
 
     def _result(
         self,

@@ -14,6 +14,7 @@ from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, init_seed
 
 from recbole_llamarec import distributed
+from recbole_llamarec.data.seen import items_to_mask
 from recbole_llamarec.evaluation.metrics import only_rank_metrics
 from recbole_llamarec.evaluation.passes import PassRecords
 from recbole_llamarec.evaluation.table import EvaluationReport, evaluation_report
@@ -183,7 +184,7 @@ class LlamaRecTrainer(Trainer):
                 keep_file=saved,
                 show_progress=show_progress,
                 log_directory=self.tensorboard.log_dir,
-                seen=self.model.seen if self.settings.rerank_mask_seen else None,
+                seen=items_to_mask(self.settings.rerank_mask_seen, self.model.seen),
                 callback_fn=callback_fn if self.language_model is None else None,
                 saved=state.get("training"),
                 save=(lambda own: self._put("retriever", {"training": own})) if saved else None,
@@ -205,7 +206,8 @@ class LlamaRecTrainer(Trainer):
                 f"Stage 2 of 2: tuning the ranker on {sum(map(len, plan.batches))} samples in "
                 f"{len(plan.batches)} steps"
             )
-        subset = self._subset(valid_data, self.settings.train_eval_rows) if valid_data else None
+        n_rows = self.settings.train_eval_rows
+        subset: Any = self._subset(valid_data, n_rows) if valid_data else None
 
         def validate(step: int, progress: TuningProgress) -> tuple[float, dict[str, float]]:
             with self._scoring(f"validation {step}", show_progress, skip_misses=self.skip_misses):
@@ -302,7 +304,8 @@ class LlamaRecTrainer(Trainer):
         self._save_checkpoint(self.epochs - 1, verbose=verbose)
         if self.language_model is not None and self.config["local_rank"] == 0:
             directory = Path(self.saved_model_file).with_suffix(".adapter")
-            save_adapter(self.language_model.ranker.model, directory)
+            model: Any = self.language_model.ranker.model
+            save_adapter(model, directory)
             if verbose:
                 self.logger.info(f"Saving the adapter in PEFT's format: {directory}")
         distributed.barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,25 @@ class SeenItems:
         pairs = np.unique(pairs, axis=0)
         starts = np.searchsorted(pairs[:, 0], np.arange(n_users + 1))
         return cls(starts, np.ascontiguousarray(pairs[:, 1]))
+
+    @classmethod
+    def of_training(cls, dataset) -> SeenItems:
+        """The items of the training part, a RecBole data set.
+
+        Args:
+            dataset: its rows have a user, a target and a history.
+        """
+        rows = dataset.inter_feat
+        users, targets = np.asarray(rows[dataset.uid_field]), np.asarray(rows[dataset.iid_field])
+        histories = np.asarray(rows[dataset.item_id_list_field])
+        return cls.from_rows(users, targets, histories, dataset.user_num)
+
+    @classmethod
+    def from_histories(cls, histories: Sequence[Sequence[int]]) -> SeenItems:
+        """The items of some histories; the history at place ``i`` is that of user ``i``."""
+        distinct = [np.unique(np.asarray(history, dtype=np.int64)) for history in histories]
+        starts = np.cumsum([0, *map(len, distinct)])
+        return cls(starts, np.concatenate([*distinct, np.empty(0, dtype=np.int64)]))
 
     @classmethod
     def nothing(cls) -> SeenItems:

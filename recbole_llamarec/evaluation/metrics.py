@@ -46,7 +46,7 @@ def metrics_of_ranks(ranks: np.ndarray, config: Any) -> pd.DataFrame:
     hits[:, longest] = 1  # RecBole's last column: how many targets a row has
     data = DataStruct()
     data.set("rec.topk", hits)
-    columns = {}
+    columns: dict[str, np.ndarray] = {}
     for name in filter(is_rank_metric, config["metrics"]):
         metric = metrics_dict[name.lower()](config)
         given = metric.used_info(data)[: len(inspect.signature(metric.metric_info).parameters)]

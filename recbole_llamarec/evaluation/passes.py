@@ -79,15 +79,13 @@ class EvaluationPass:
             n_candidates: K.
             scorers: whose scores there are to be, even where no row was scored.
         """
-        ranked = self._ranked
-        if not ranked:
-            nothing = np.empty((0, n_candidates), dtype=np.float32)
-            ranked = [
-                {"items": nothing.astype(np.int64), "retriever": nothing}
-                | {"best_first": nothing.astype(np.int64)}
-                | {f"score:{name}": nothing for name in scorers}
-            ]
-        return PassRecords(_joined(self._batches), _joined(ranked))
+        if self._ranked:
+            return PassRecords(_joined(self._batches), _joined(self._ranked))
+        no_score = np.empty((0, n_candidates), dtype=np.float32)
+        no_item = no_score.astype(np.int64)
+        nothing = {"items": no_item, "retriever": no_score, "best_first": no_item}
+        nothing |= {f"score:{name}": no_score for name in scorers}
+        return PassRecords(_joined(self._batches), nothing)
 
 
 def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -59,6 +59,7 @@ class Letters:
         verbalizer: reads one score for each label.
     """
 
+    reads_labels = True  # so that candidates are at most as many as labels
     losses = {"label": LabelLoss(), "next_token": NextTokenLoss()}
 
     def __init__(

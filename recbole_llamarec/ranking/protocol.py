@@ -203,7 +203,7 @@ _BUILT_IN = {
 _registered: dict[str, type[Ranker]] = {}
 
 
-def register_ranker(name: str, ranker_class: type) -> None:
+def register_ranker(name: str, ranker_class: Any) -> None:
     """Make a ranker known under a name, the value of ``ranking_method`` that chooses it.
 
     Args:

@@ -120,7 +120,7 @@ def _encoded(
 def _taken_up(log: BatchLog | None, result: Tensor, order: np.ndarray) -> int:
     """Fill in what a log has of an interrupted pass; return how many users that is."""
     n_done = 0
-    while log is not None and (scores := log.next()) is not None:
+    while log is not None and n_done < len(order) and (scores := log.next()) is not None:
         rows = order[n_done : n_done + len(scores)]
         if scores.shape != (len(rows), result.shape[1]):
             raise ValueError(

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from recbole.utils import get_trainer
 
-from recbole_llamarec.curve import TrainingCurve
 from recbole_llamarec.data.seen import SeenItems, seen_mask
 from recbole_llamarec.integration.checkpoints import load_checkpoint
 from recbole_llamarec.integration.configs import (
@@ -22,6 +21,7 @@ from recbole_llamarec.integration.configs import (
     sequential_model_class,
 )
 from recbole_llamarec.integration.resume import State, resumable
+from recbole_llamarec.tuning.curve import TrainingCurve
 
 logger = logging.getLogger(__name__)
 

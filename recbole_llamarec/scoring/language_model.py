@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llamarec.ranking.model.adapter import (
-    LoraSettings,
+    adapter_config,
     adapter_state,
     add_adapter,
     load_adapter,
     load_adapter_state,
-    lora_settings,
+    restore_adapter,
 )
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.model.forward import forward_for
@@ -71,9 +70,8 @@ class LanguageModel:
         """The language model with its adapter: a checkpoint's, a directory's, or a fresh one."""
         settings, seed = self._parts.settings, self._parts.seed
         if self._saved is not None:
-            model = add_adapter(base, LoraSettings(**self._saved["lora"]), seed)
-            load_adapter_state(model, self._saved["adapter"])
-            return model
+            config, weights = self._saved["lora"], self._saved["adapter"]
+            return restore_adapter(base, config, weights, trainable=True)
         if settings.lora_adapter is None:
             return add_adapter(base, settings.lora, seed)
         try:
@@ -110,11 +108,11 @@ class LanguageModel:
             self.log, self.show_progress = previous
 
     def state(self) -> dict[str, Any]:
-        """The adapter: LoRA settings as plain values, weights by PEFT's names."""
+        """The adapter: PEFT's configuration as plain values, weights by PEFT's names."""
         if self._ranker is None:
             return self._saved or {}
         model: Any = self._ranker.model
-        return {"lora": plain(asdict(lora_settings(model))), "adapter": adapter_state(model)}
+        return {"lora": adapter_config(model), "adapter": adapter_state(model)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take the adapter that :meth:`state` gave."""
@@ -131,8 +129,3 @@ class LanguageModel:
     def load_adapter_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Put weights into the adapter that :meth:`adapter_weights` has copied."""
         load_adapter_state(self.ranker.model, dict(weights))  # type: ignore[arg-type]
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with tuples as lists, which ``torch.load(weights_only=True)`` reads back."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from recbole_llamarec import distributed
-from recbole_llamarec.ranking.model.batching import TokenBudget, out_of_memory
+from recbole_llamarec.ranking.model.batching import TokenBudget, is_out_of_memory
 from recbole_llamarec.ranking.protocol import Encoded, Loss, Ranker
 
 
@@ -46,8 +46,7 @@ def optimizer_step(
     """
     ranker.model.train()
     device = next(ranker.model.parameters()).device
-    forward = getattr(ranker, "forward", None)
-    share = getattr(forward, "shares_beginnings", False)
+    share = getattr(ranker, "shares_beginnings", False)
     while True:
         optimizer.zero_grad(set_to_none=True)
         total, largest = 0.0, 0
@@ -65,8 +64,8 @@ def optimizer_step(
                 mean.backward()
                 total += mean.item()
             break
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or len(part) == 1:
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or len(part) == 1:
                 raise
             budget.cut(largest)
     on_progress(len(encoded))
