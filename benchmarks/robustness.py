@@ -34,14 +34,14 @@ from helpers import tiny_settings  # noqa: E402
 from tiny_llama import write_tiny_llama  # noqa: E402
 
 SETTINGS = {
-    "epochs": 2,
+    "epochs": 8,
     "train_max_samples": 64,
     "train_eval_steps": 3,
     "train_eval_rows": 20,
     "rerank_fusion": "auto",
     "save_every_minutes": 0.001,
     "llm_batch_tokens": 512,
-    "retriever_config": {"epochs": 12, "train_batch_size": 16},
+    "retriever_config": {"epochs": 60, "stopping_step": 60, "train_batch_size": 16},
 }
 RESULT = re.compile(r"test result: (.*)")
 

@@ -16,7 +16,7 @@ from recbole.quick_start import load_data_and_model
 from recbole_llamarec.data.seen import SeenItems
 from recbole_llamarec.evaluation.passes import best_first_of
 from recbole_llamarec.integration.configs import no_command_line
-from recbole_llamarec.scoring.language_model import LanguageModel
+from recbole_llamarec.scoring.language_model import LanguageModel, language_model_of
 from recbole_llamarec.scoring.scorer import Rows
 
 Candidate = str | Mapping[str, str]
@@ -78,8 +78,7 @@ class Recommender:
     @property
     def language_model(self) -> LanguageModel | None:
         """The scorer that reads prompts, if the model has one."""
-        scorers = self.model.scorers.values()
-        return next((own for own in scorers if isinstance(own, LanguageModel)), None)
+        return language_model_of(self.model.scorers.values())
 
     @property
     def texts(self) -> Sequence[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,39 +16,21 @@ from recbole_llamarec import distributed
 from recbole_llamarec.data.seen import items_to_mask
 from recbole_llamarec.evaluation.metrics import only_rank_metrics
 from recbole_llamarec.evaluation.passes import PassRecords
-from recbole_llamarec.evaluation.table import EvaluationReport, evaluation_report
+from recbole_llamarec.evaluation.table import EvaluationReport, TestedRun, evaluation_report
 from recbole_llamarec.evaluation.validation import fit_on_validation
-from recbole_llamarec.integration.configs import loader_like
+from recbole_llamarec.integration.configs import random_rows
 from recbole_llamarec.ranking.model.adapter import save_adapter
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
 from recbole_llamarec.scoring.fusion import Fusion
-from recbole_llamarec.scoring.language_model import LanguageModel
+from recbole_llamarec.scoring.language_model import LanguageModel, language_model_of
 from recbole_llamarec.tuning.curve import TrainingCurve
 from recbole_llamarec.tuning.loop import TuningLoop, TuningProgress
 from recbole_llamarec.tuning.plan import tuning_plan
+from recbole_llamarec.tuning.run_files import RunFiles
 from recbole_llamarec.tuning.run_log import Journal, RunLog
 from recbole_llamarec.tuning.samples import TuningSamples
-from recbole_llamarec.tuning.state import RunFiles, result_settings
-
-
-@dataclass(frozen=True)
-class TestedRun:
-    """A run that has been tested, for those who write about it.
-
-    Attributes:
-        checkpoint: of the run; its users' table lies beside it.
-        trainer: with model, configuration and journal.
-        report: of the test.
-        records: of the final order's pass, of this process.
-        loader: test data of this process.
-    """
-
-    checkpoint: Path
-    trainer: LlamaRecTrainer
-    report: EvaluationReport
-    records: PassRecords
-    loader: Any
+from recbole_llamarec.tuning.state import result_settings
 
 
 class LlamaRecTrainer(Trainer):
@@ -80,14 +61,13 @@ class LlamaRecTrainer(Trainer):
         self.journal = Journal()
         self.saved_model_file = distributed.from_first(self.saved_model_file)
         self._resume = self.settings.resume
-        self._files: RunFiles | None = None
+        self._files = RunFiles(Path(self.saved_model_file))
         self._writes_report = False
 
     @property
     def language_model(self) -> LanguageModel | None:
         """The scorer that is tuned, if the run has one."""
-        scorers = self.model.scorers.values()
-        return next((own for own in scorers if isinstance(own, LanguageModel)), None)
+        return language_model_of(self.model.scorers.values())
 
     def resume_checkpoint(self, resume_file) -> None:
         """Let :meth:`fit` go on with an interrupted run, as the key ``resume`` does."""
@@ -112,44 +92,31 @@ class LlamaRecTrainer(Trainer):
         """
         self.eval_collector.data_collect(train_data)
         self.journal, self._writes_report = Journal(), saved and verbose
-        phases = self._claim(train_data, valid_data) if saved else {}
-        if self.language_model is not None:
-            with self.journal.timed("loading the language model"):
-                self.language_model.ranker  # noqa: B018
-        self._train_retriever(phases, train_data, valid_data, saved, show_progress, callback_fn)
-        if self.language_model is not None:
-            with self.journal.timed("tuning the ranker"):
-                self._tune(phases, train_data, valid_data, verbose, show_progress, callback_fn)
+        self._files = RunFiles(Path(self.saved_model_file))
+        if saved:
+            settings = result_settings(self.config, train_data, valid_data)
+            self._files.claim(settings, self.settings.save_every_minutes, self._resume)
+            self.saved_model_file = str(self._files.checkpoint)
+        with self._files.released_on_error():
+            if self.language_model is not None:
+                with self.journal.timed("loading the language model"):
+                    self.language_model.ranker  # noqa: B018
+            self._train_retriever(train_data, valid_data, saved, show_progress, callback_fn)
+            if self.language_model is not None:
+                with self.journal.timed("tuning the ranker"):
+                    self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
+                if saved:
+                    self._save_both(verbose)
+            with self.journal.timed("fusion"):
+                self._fuse(valid_data, show_progress)
             if saved:
                 self._save_both(verbose)
-        with self.journal.timed("fusion"):
-            self._fuse(phases, valid_data, show_progress)
         if callback_fn and self.journal.validation and not self.journal.ranker.scores:
             callback_fn(0, self.best_valid_score)
         self._add_hparam_to_tensorboard(self.best_valid_score)
-        if saved:
-            self._save_both(verbose)
         return self.best_valid_score, self.best_valid_result
 
     # --- phases ----------------------------------------------------------------------------------
-
-    def _claim(self, train_data, valid_data) -> dict[str, dict[str, Any]]:
-        """Take up an interrupted run's files, or begin new ones; what each phase had come to."""
-        if self._files is not None:
-            self._files.close()
-        valid = valid_data.dataset if valid_data else None
-        self._files = RunFiles(
-            Path(self.saved_model_file),
-            result_settings(self.config, train_data.dataset, valid),
-            self.settings.save_every_minutes,
-            self._resume,
-        )
-        self.saved_model_file = str(self._files.checkpoint)
-        return self._files.phases
-
-    def _put(self, phase: str, state: dict[str, Any]) -> None:
-        if self._files is not None:
-            self._files.put(phase, state)
 
     @contextmanager
     def _scoring(self, name: str, show_progress: bool, **options):
@@ -157,23 +124,25 @@ class LlamaRecTrainer(Trainer):
         language_model = self.language_model
         with ExitStack() as stack:
             if language_model is not None:
-                log = self._files.score_log(name) if self._files else None
+                log = self._files.score_log(name)
                 stack.enter_context(language_model.logging_batches(log, show_progress))
             yield stack.enter_context(self.model.evaluating(rerank=True, **options))
 
-    def _train_retriever(
-        self, phases, train_data, valid_data, saved, show_progress, callback_fn
-    ) -> None:
+    def _train_retriever(self, train_data, valid_data, saved, show_progress, callback_fn) -> None:
         name, retriever = self.settings.retriever, self.model.retriever
         if self.settings.retriever_checkpoint:
             load_retriever(retriever, name, self.settings.retriever_checkpoint)
             return
         file = Path(self.saved_model_file).with_suffix(f".{name}.pth")
-        state = phases.get("retriever", {})
+        state = self._files.phases.get("retriever", {})
         if state.get("curve") and file.is_file():
             load_retriever(retriever, name, file, key="checkpoint_dir")
             self.journal.retriever = TrainingCurve.from_state(state["curve"])
             return
+
+        def save(training: dict[str, Any]) -> None:
+            self._files.put("retriever", {"training": training})
+
         with self.journal.timed("training the retriever"):
             self.journal.retriever = train_retriever(
                 self.model.retriever_config,
@@ -187,66 +156,56 @@ class LlamaRecTrainer(Trainer):
                 seen=items_to_mask(self.settings.rerank_mask_seen, self.model.seen),
                 callback_fn=callback_fn if self.language_model is None else None,
                 saved=state.get("training"),
-                save=(lambda own: self._put("retriever", {"training": own})) if saved else None,
+                save=save if saved else None,
             )
-        if saved:
-            self._put("retriever", {"curve": self.journal.retriever.state()})
+        self._files.put("retriever", {"curve": self.journal.retriever.state()})
 
-    def _tune(self, phases, train_data, valid_data, verbose, show_progress, callback_fn) -> None:
+    def _tune(self, train_data, valid_data, verbose, show_progress, callback_fn) -> None:
         """Tune the adapter and keep its best state on validation."""
         scorer: Any = self.language_model
         init_seed(self.config["seed"], self.config["reproducibility"])
         # The ranker alone is validated while it is tuned, or beside a weight that is given.
         weight = self.settings.rerank_fusion
         self.model.fusion = Fusion.from_setting(None if weight == "auto" else weight, [scorer.name])
-        samples = TuningSamples(self.model, train_data.dataset, self.config["seed"])
-        plan = tuning_plan(samples, scorer.ranker, self.settings, self.config, bool(valid_data))
-        if verbose:
-            self.logger.info(
-                f"Stage 2 of 2: tuning the ranker on {sum(map(len, plan.batches))} samples in "
-                f"{len(plan.batches)} steps"
-            )
-        n_rows = self.settings.train_eval_rows
-        subset: Any = self._subset(valid_data, n_rows) if valid_data else None
+        subset: Any = None
+        if valid_data:
+            subset = random_rows(valid_data, self.config, self.settings.train_eval_rows)
 
         def validate(step: int, progress: TuningProgress) -> tuple[float, dict[str, float]]:
             with self._scoring(f"validation {step}", show_progress, skip_misses=self.skip_misses):
                 result = super(LlamaRecTrainer, self).evaluate(subset, load_best_model=False)
-            result = {name: float(value) for name, value in result.items()}
             score = float(calculate_valid_score(result, self.valid_metric))
             self.run_log.validation(step, score, result)
             if verbose:
-                mean = f"{np.mean(progress.losses):.4f}" if progress.losses else "-"
-                self.logger.info(
-                    f"ranker step {step} [train loss: {mean}, valid_score: {score:.6f} on "
-                    f"{len(subset.dataset)} rows]"
-                )
+                loss = f"{np.mean(progress.losses):.4f}" if progress.losses else "-"
+                rows = f"{score:.6f} on {len(subset.dataset)} rows"
+                self.logger.info(f"ranker step {step} [train loss: {loss}, valid_score: {rows}]")
             if callback_fn:
                 callback_fn(step, score)
-            return score, result
+            return score, {name: float(value) for name, value in result.items()}
 
+        samples = TuningSamples(self.model, train_data.dataset, self.config["seed"])
+        weights = [own for own in scorer.ranker.model.parameters() if own.requires_grad]
         loop = TuningLoop(
             scorer,
             samples,
-            plan,
-            self._build_optimizer(
-                params=[
-                    weight for weight in scorer.ranker.model.parameters() if weight.requires_grad
-                ]
-            ),
+            tuning_plan(samples, scorer.ranker, self.settings, self.config, bool(valid_data)),
+            self._build_optimizer(params=weights),
             TokenBudget(self.settings.train_batch_tokens, "train_batch_tokens"),
             validate,
-            self.run_log.tuning_step,
-            lambda state: self._put("tuning", state),
-            lambda: self._files is not None and self._files.is_due,
+            on_step=self.run_log.tuning_step,
+            save=lambda state: self._files.put("tuning", state),
+            is_due=lambda: self._files.is_due,
         )
-        progress = loop.run(phases.get("tuning"), show_progress)
+        if verbose:
+            self.logger.info(f"Stage 2 of 2: tuning the ranker in {len(loop.plan.batches)} steps")
+        progress = loop.run(self._files.phases.get("tuning"), show_progress)
         self.journal.ranker = progress.curve
         if progress.best_score is not None:
             self.best_valid_score = progress.best_score
             self.best_valid_result = progress.best_result
 
-    def _fuse(self, phases, valid_data, show_progress: bool) -> None:
+    def _fuse(self, valid_data, show_progress: bool) -> None:
         """Set the fusion: fitted on validation where it is asked for."""
         settings, names = self.settings, self.model.scorer_names
         self.model.fusion = Fusion.from_setting(settings.rerank_fusion, names)
@@ -259,15 +218,12 @@ class LlamaRecTrainer(Trainer):
         if settings.rerank_fusion != "auto":
             return
         if not valid_data:
-            self.logger.warning(
-                "rerank_fusion: auto needs validation data; the language model's order stands "
-                "alone, or the retriever's where there is none."
-            )
+            self.logger.warning("rerank_fusion: auto needs validation data; nothing is fused.")
             self.model.fusion = Fusion.from_setting(None, names if self.language_model else [])
             return
-        if "fusion" in phases:
-            self.model.fusion = Fusion.from_state(phases["fusion"]["fusion"])
-            self.journal.validation = phases["fusion"]["validation"]
+        if state := self._files.phases.get("fusion"):
+            self.model.fusion = Fusion.from_state(state["fusion"])
+            self.journal.validation = state["validation"]
         else:
             self._fit_fusion(valid_data, show_progress)
         final = list(self.journal.validation.values())[-1]
@@ -277,27 +233,14 @@ class LlamaRecTrainer(Trainer):
 
     def _fit_fusion(self, valid_data, show_progress: bool) -> None:
         """Fit the weights on validation rows, and take the metrics of all stages on them."""
-        subset = self._subset(valid_data, self.settings.rerank_fusion_rows)
+        subset = random_rows(valid_data, self.config, self.settings.rerank_fusion_rows)
         names = self.model.scorer_names
         with self._scoring("fusion", show_progress, skip_misses=True, all_scorers=True) as current:
             super().evaluate(subset, load_best_model=False)
         records = current.records(self.settings.rerank_candidates, names).of_all_processes()
         fusion, validation = fit_on_validation(records, names, self.settings.retriever, self.config)
         self.model.fusion, self.journal.validation = fusion, validation
-        for line in fusion.summary().splitlines():
-            self.logger.info(line)
-        metric, n_rows = self.valid_metric.lower(), len(records.rows["ranks"])
-        values = [f"{name} {of[metric]:.4f}" for name, of in validation.items() if metric in of]
-        self.logger.info(f"{metric} on {n_rows} validation rows: {'; '.join(values)}")
-        self._put("fusion", {"fusion": fusion.state(), "validation": validation})
-
-    def _subset(self, valid_data, n_rows: int | None):
-        """A fixed random choice of validation rows, as a loader; ``None`` takes all."""
-        dataset = valid_data.dataset
-        order = np.random.default_rng(self.config["seed"]).permutation(len(dataset))
-        rows = np.sort(order[:n_rows])
-        subset = dataset.copy(dataset.inter_feat[torch.from_numpy(rows)])
-        return loader_like(valid_data, self.config, subset)
+        self._files.put("fusion", {"fusion": fusion.state(), "validation": validation})
 
     def _save_both(self, verbose: bool) -> None:
         """RecBole's one file, and the adapter beside it as a PEFT directory."""
@@ -321,15 +264,13 @@ class LlamaRecTrainer(Trainer):
         if not eval_data:
             return None
         names, n_candidates = self.model.scorer_names, self.settings.rerank_candidates
-        with (
-            self.journal.timed("test of the retriever"),
-            self.model.evaluating(rerank=False) as current,
-        ):
+        with self.model.evaluating(rerank=False) as current:
             retriever = super().evaluate(eval_data, load_best_model, model_file, show_progress)
         final = retriever
         if names:
             options = {"skip_misses": self.skip_misses, "all_scorers": True}
             with (
+                self._files.released_on_error(),
                 self.journal.timed("test of all stages"),
                 self._scoring("test", show_progress, **options) as current,
             ):
@@ -338,38 +279,20 @@ class LlamaRecTrainer(Trainer):
         self.report = evaluation_report(
             self.model, own.of_all_processes(), eval_data.dataset, self.config, retriever, final
         )
-        self._log_report(self.report)
-        self._write(self.report, own, eval_data)
-        if self._files is not None:
-            self._files.remove()
-            self._files = None
-        return final
-
-    def _log_report(self, report: EvaluationReport) -> None:
-        self.logger.info("Result\n" + report.table())
-        for line in report.compared(self.valid_metric.lower()):
+        for line in self.report.lines(self.valid_metric.lower()):
             self.logger.info(line)
-        before = calculate_valid_score(report.retriever.metrics, self.valid_metric)
-        after = calculate_valid_score(report.final.metrics, self.valid_metric)
-        if (after < before) if self.valid_metric_bigger else (after > before):
-            self.logger.warning(
-                f"The final order's {self.valid_metric} ({after}) is worse than the retriever's "
-                f"({before}): this ranker does not earn its compute. Tune it on more samples "
-                "(train_max_samples), or use a larger language model (llm_name_or_path)."
-            )
-        self.run_log.report(report)
+        if warning := self.report.warning(self.valid_metric.lower(), self.valid_metric_bigger):
+            self.logger.warning(warning)
+        self.run_log.report(self.report)
+        self._write(self.report, own, eval_data)
+        self._files.remove()
+        return final
 
     def _write(self, report: EvaluationReport, records: PassRecords, eval_data) -> None:
         """Write the users' table beside the checkpoint, where this run has saved one."""
-        checkpoint = Path(self.saved_model_file)
-        if not distributed.is_first() or not checkpoint.is_file():
+        if (file := self._files.write_users(report.users)) is None:
             return
-        file = checkpoint.with_suffix(".users.csv")
-        part = file.with_name(f"{file.name}.part")
-        report.users.to_csv(part, index=False)
-        part.replace(file)
         self.logger.info(f"Saving the metrics of each user: {file}")
-        if self._writes_report:
-            run = TestedRun(checkpoint, self, report, records, eval_data)
-            for write in self.after_test:
-                write(run)
+        run = TestedRun(self._files.checkpoint, self, report, records, eval_data)
+        for write in self.after_test if self._writes_report else ():
+            write(run)

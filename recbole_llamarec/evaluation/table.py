@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,26 @@ class EvaluationReport:
             ]
         )
 
+    def warning(self, metric: str, bigger: bool) -> str | None:
+        """What to say where the final order is worse than the retriever's; else ``None``.
+
+        Args:
+            metric: that decides.
+            bigger: whether a greater value is the better one.
+        """
+        before, after = self.retriever.metrics[metric], self.final.metrics[metric]
+        if (after >= before) if bigger else (after <= before):
+            return None
+        return (
+            f"The final order's {metric} ({after}) is worse than the retriever's ({before}): this "
+            "ranker does not earn its compute. Tune it on more samples (train_max_samples), or use "
+            "a larger language model (llm_name_or_path)."
+        )
+
+    def lines(self, metric: str) -> list[str]:
+        """What a run logs: the tables, and the paired tests in ``metric``."""
+        return ["Result\n" + self.table(), *self.compared(metric)]
+
     def compared(self, metric: str) -> list[str]:
         """Paired tests over users in one rank metric, a line each.
 
@@ -131,6 +152,25 @@ class EvaluationReport:
                     f"{after} against {before}: {change} (paired t-test, {self.n_rows} rows)"
                 )
         return lines
+
+
+@dataclass(frozen=True)
+class TestedRun:
+    """A run that has been tested, for those who write about it (``LlamaRecTrainer.after_test``).
+
+    Attributes:
+        checkpoint: of the run; its users' table lies beside it.
+        trainer: with model, configuration and journal.
+        report: of the test.
+        records: of the pass over all stages, of this process.
+        loader: test data of this process.
+    """
+
+    checkpoint: Path
+    trainer: Any
+    report: EvaluationReport
+    records: PassRecords
+    loader: Any
 
 
 def _as_text(title: str, stages: Sequence[StageResult], metrics: Sequence[str]) -> str:

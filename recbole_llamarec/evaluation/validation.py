@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,17 +10,19 @@ from recbole_llamarec.evaluation.metrics import metrics_of_ranks
 from recbole_llamarec.evaluation.passes import PassRecords
 from recbole_llamarec.scoring.fusion import Fusion, fit_fusion
 
+logger = logging.getLogger(__name__)
+
 
 def fit_on_validation(
     records: PassRecords, scorers: Sequence[str], retriever_name: str, config: Any
 ) -> tuple[Fusion, dict[str, dict[str, float]]]:
-    """Fit the weights, and evaluate every stage on the same rows.
+    """Fit the weights, and evaluate every stage on the same rows; both are logged.
 
     Args:
         records: of a pass over validation rows with every scorer, of all processes.
         scorers: names, in the order in which they are tested.
         retriever_name: of the first stage.
-        config: RecBole's ``Config``: metrics and cut-offs.
+        config: RecBole's ``Config``: metrics, cut-offs and ``valid_metric``.
 
     Returns:
         the fusion, and the rank metrics of each stage by its name, the final order's last.
@@ -30,4 +33,9 @@ def fit_on_validation(
     for stage in fusion.stages(retriever_name, scorers):
         means = metrics_of_ranks(records.ranks_by(stage), config).mean()
         results[stage.name] = {str(metric): float(value) for metric, value in means.items()}
+    for line in fusion.summary().splitlines():
+        logger.info(line)
+    metric, n_rows = config["valid_metric"].lower(), len(records.rows["ranks"])
+    values = [f"{name} {of[metric]:.4f}" for name, of in results.items() if metric in of]
+    logger.info("%s on %d validation rows: %s", metric, n_rows, "; ".join(values))
     return fusion, results

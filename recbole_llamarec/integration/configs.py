@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import recbole.model.sequential_recommender as sequential_recommenders
 import recbole.trainer.trainer as trainer_module
+import torch
 from recbole.config import Config
 from recbole.data.transform import construct_transform
 from recbole.data.utils import get_dataloader
@@ -144,6 +146,20 @@ def loader_like(eval_data, config: Config, dataset):
         RecBole's evaluation loader of ``dataset``.
     """
     return get_dataloader(config, "valid")(config, dataset, eval_data._sampler, shuffle=False)
+
+
+def random_rows(eval_data, config: Config, n_rows: int | None):
+    """A fixed random choice of evaluation rows, as a loader; it depends on the seed alone.
+
+    Args:
+        eval_data: RecBole's loader of all rows.
+        config: the run's.
+        n_rows: most rows; ``None`` takes all.
+    """
+    dataset = eval_data.dataset
+    order = np.random.default_rng(config["seed"]).permutation(len(dataset))
+    chosen = torch.from_numpy(np.sort(order[:n_rows]))
+    return loader_like(eval_data, config, dataset.copy(dataset.inter_feat[chosen]))
 
 
 def known_keys(config: Config) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from recbole_llamarec.ranking.model.forward import forward_for
 from recbole_llamarec.ranking.model.loading import load_language_model
 from recbole_llamarec.ranking.protocol import Ranker, RankerParts, ranker_class_of
 from recbole_llamarec.ranking.rank import BatchLog, rank_all
-from recbole_llamarec.scoring.scorer import Rows, ScorerParts
+from recbole_llamarec.scoring.scorer import Rows, Scorer, ScorerParts
 
 
 class LanguageModel:
@@ -129,3 +129,8 @@ class LanguageModel:
     def load_adapter_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Put weights into the adapter that :meth:`adapter_weights` has copied."""
         load_adapter_state(self.ranker.model, dict(weights))  # type: ignore[arg-type]
+
+
+def language_model_of(scorers: Iterable[Scorer]) -> LanguageModel | None:
+    """The language model among some scorers, if there is one."""
+    return next((scorer for scorer in scorers if isinstance(scorer, LanguageModel)), None)

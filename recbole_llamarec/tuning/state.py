@@ -11,6 +11,7 @@ that has been tested removes them.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import time
 from collections.abc import Mapping
@@ -21,8 +22,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from recbole_llamarec import distributed
-from recbole_llamarec.tuning.score_log import PART, ScoreLog, write_by_rename
+from recbole_llamarec.tuning.score_log import PART, write_by_rename
 from recbole_llamarec.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -84,14 +84,14 @@ class RunState:
         self._written = time.monotonic()
 
     def close(self) -> None:
-        """Let another process have the run."""
+        """Let another process have the run; a run without a state leaves nothing."""
+        if not self.file.is_file():
+            Path(f"{self.stem}{LOCK}").unlink(missing_ok=True)
         self._lock.release()
 
     def remove(self) -> None:
         """Delete all files of the state: the run is complete."""
-        for file in self.stem.parent.glob(f"{self.stem.name}.*"):
-            if file.name.endswith((RESUME, PART)) or ".scores-" in file.name:
-                file.unlink(missing_ok=True)
+        _remove_files(self.stem)
         self._lock.release()
         Path(f"{self.stem}{LOCK}").unlink(missing_ok=True)
 
@@ -113,13 +113,21 @@ class RunState:
         """
         if resume is not None:
             return cls._resumed(_stem_of(resume), settings, every_minutes)
+        _remove_litter(stem.parent)
         files = sorted(stem.parent.glob(f"LlamaRec-*{RESUME}"), key=lambda f: f.stat().st_mtime)
         for file in reversed(files):
             try:
                 return cls._resumed(_stem_of(file), settings, every_minutes)
             except (ValueError, FileNotFoundError) as reason:
                 logger.info("An interrupted run is not taken up: %s", reason)
-        return cls(stem, settings, every_minutes)
+        for number in itertools.count(1):  # checkpoints are named by the second
+            name = stem.name if number == 1 else f"{stem.name}-{number}"
+            try:
+                if not Path(stem.with_name(f"{name}{RESUME}")).is_file():
+                    return cls(stem.with_name(name), settings, every_minutes)
+            except Timeout:
+                continue
+        raise AssertionError("numbers do not end")
 
     @classmethod
     def _resumed(cls, stem: Path, settings: Mapping[str, str], every_minutes: float) -> RunState:
@@ -144,6 +152,28 @@ class RunState:
             part.unlink(missing_ok=True)
         logger.info("Going on with the interrupted run %s", stem.name)
         return state
+
+
+def _remove_files(stem: Path) -> None:
+    """Delete a run's state, and what a killed process left half-written."""
+    for file in stem.parent.glob(f"{stem.name}.*"):
+        if file.is_file() and (file.name.endswith((RESUME, PART)) or ".scores-" in file.name):
+            file.unlink(missing_ok=True)
+
+
+def _remove_litter(folder: Path) -> None:
+    """Delete what runs left that were killed before they had a state, and are not at work."""
+    for lock_file in folder.glob(f"LlamaRec-*{LOCK}"):
+        stem = lock_file.with_name(lock_file.name.removesuffix(LOCK))
+        lock = FileLock(str(lock_file), timeout=0)
+        if Path(f"{stem}{RESUME}").is_file():
+            continue
+        try:
+            with lock:
+                _remove_files(stem)
+            lock_file.unlink(missing_ok=True)
+        except Timeout:
+            continue
 
 
 def _stem_of(file: Path) -> Path:
@@ -173,70 +203,12 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ]
 
 
-class RunFiles:
-    """What a run, with all its processes, goes on from: its state and its scored batches.
-
-    Args:
-        checkpoint: where a new run's checkpoint goes.
-        settings: every key that the result depends on, as text.
-        every_minutes: minutes after which states are written at the latest.
-        resume: the key ``resume``.
-
-    Attributes:
-        checkpoint: of the run that is taken up, or of the new one.
-        phases: what each phase had come to.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Path,
-        settings: Mapping[str, str],
-        every_minutes: float,
-        resume: str | None,
-    ) -> None:
-        stem, self._state = checkpoint.with_suffix(""), None
-        self.phases: dict[str, dict[str, Any]] = {}
-        if distributed.is_first():
-            wanted = Path(resume) if resume else None
-            self._state = RunState.claim(stem, settings, every_minutes, wanted)
-            stem, self.phases = self._state.stem, dict(self._state.phases)
-        stem, self.phases = distributed.from_first((stem, self.phases))
-        self.checkpoint = stem.with_name(f"{stem.name}.pth")
-        ranks = distributed.rank(), distributed.world_size()
-        self._log = ScoreLog(stem, *ranks, every_minutes)
-
-    @property
-    def is_due(self) -> bool:
-        """Whether this process is to write the state, for the last one is too old."""
-        return self._state is not None and self._state.is_due
-
-    def put(self, phase: str, state: dict[str, Any]) -> None:
-        """Write the state of a phase; the first process does."""
-        if self._state is not None:
-            self._state.put(phase, state)
-
-    def score_log(self, name: str) -> ScoreLog:
-        """The scored batches of a pass that begins, or goes on."""
-        return self._log.begin(name)
-
-    def close(self) -> None:
-        """Let another process have the run."""
-        if self._state is not None:
-            self._state.close()
-
-    def remove(self) -> None:
-        """Delete all files: the run is complete."""
-        distributed.barrier()
-        if self._state is not None:
-            self._state.remove()
-
-
-def result_settings(config: Any, *datasets: Any) -> dict[str, str]:
+def result_settings(config: Any, *loaders: Any) -> dict[str, str]:
     """Everything that a run's result depends on, as text.
 
     Args:
         config: RecBole's ``Config`` of the run.
-        datasets: data sets whose rows the run reads; ``None`` is none.
+        loaders: RecBole's, of the rows that the run reads; ``None`` is none.
     """
     values = {
         key: str(value)
@@ -244,8 +216,8 @@ def result_settings(config: Any, *datasets: Any) -> dict[str, str]:
         if key not in NO_RESULT and not key.startswith("wandb")
     }
     digest = hashlib.sha256()
-    for dataset in datasets:
-        for field in (dataset.uid_field, dataset.iid_field) if dataset is not None else ():
+    for dataset in [loader.dataset for loader in loaders if loader is not None]:
+        for field in (dataset.uid_field, dataset.iid_field):
             digest.update(np.ascontiguousarray(dataset.inter_feat[field]).tobytes())
         digest.update(b"|")
     return {**values, "data": digest.hexdigest()[:16], "recbole_llamarec": __version__}

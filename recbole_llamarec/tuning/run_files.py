@@ -1,0 +1,95 @@
+"""The files of a run with all its processes: its state, its scored batches, its users' table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from recbole_llamarec import distributed
+from recbole_llamarec.tuning.score_log import PART, ScoreLog
+from recbole_llamarec.tuning.state import RunState
+
+
+class RunFiles:
+    """What a run goes on from; nothing where it saves nothing.
+
+    Args:
+        checkpoint: where a new run's checkpoint goes.
+
+    Attributes:
+        checkpoint: of the run that was taken up, or of the new one.
+        phases: what each phase had come to.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self.phases: dict[str, dict[str, Any]] = {}
+        self._state: RunState | None = None  # of the first process
+        self._log: ScoreLog | None = None
+
+    def claim(self, settings: Mapping[str, str], minutes: float, resume: str | None) -> None:
+        """Take up the files of an interrupted run of these settings, or begin new ones.
+
+        Args:
+            settings: every key that the result depends on, as text.
+            minutes: after which states are written at the latest.
+            resume: the key ``resume``.
+
+        Raises:
+            FileNotFoundError, ValueError: as :meth:`RunState.claim`.
+        """
+        stem, wanted = self.checkpoint.with_suffix(""), Path(resume) if resume else None
+        if distributed.is_first():
+            self._state = RunState.claim(stem, settings, minutes, wanted)
+            stem, self.phases = self._state.stem, dict(self._state.phases)
+        stem, self.phases = distributed.from_first((stem, self.phases))
+        self.checkpoint = stem.with_name(f"{stem.name}.pth")
+        self._log = ScoreLog(stem, distributed.rank(), distributed.world_size(), minutes)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether this process is to write the state, for the last one is too old."""
+        return self._state is not None and self._state.is_due
+
+    def put(self, phase: str, state: dict[str, Any]) -> None:
+        """Write the state of a phase; the first process does."""
+        if self._state is not None:
+            self._state.put(phase, state)
+
+    def score_log(self, name: str) -> ScoreLog | None:
+        """The scored batches of a pass that begins, or goes on."""
+        return None if self._log is None else self._log.begin(name)
+
+    @contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        """Let another process have the run where what happens within fails."""
+        try:
+            yield
+        except BaseException:
+            if self._state is not None:
+                self._state.close()
+            raise
+
+    def write_users(self, users: pd.DataFrame) -> Path | None:
+        """Write the users' table beside the checkpoint, where there is one; the first process does.
+
+        Returns:
+            where it is; ``None`` where it was not written.
+        """
+        if not distributed.is_first() or not self.checkpoint.is_file():
+            return None
+        file = self.checkpoint.with_suffix(".users.csv")
+        part = file.with_name(f"{file.name}{PART}")
+        users.to_csv(part, index=False)
+        return part.replace(file)
+
+    def remove(self) -> None:
+        """Delete what a run goes on from: it is complete."""
+        distributed.barrier()
+        if self._state is not None:
+            self._state.remove()
+        self._state, self._log = None, None
