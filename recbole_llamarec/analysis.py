@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import chain, cycle
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tabulate import tabulate
 
 from recbole_llamarec.evaluation.metrics import metrics_of_ranks
 from recbole_llamarec.evaluation.table import RANK
+from recbole_llamarec.report import INSTALL
 
 RETRIEVER_RANK = "retriever_rank"  # a grouping by the ranks of the first stage, whatever its name
 RANK_EDGES = (1, 2, 4, 6, 11)
@@ -44,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = describe(users, options.candidates, options.topk)
     print(text)
     if options.out:
+        if find_spec("plotly") is None:
+            raise SystemExit(f"--out draws with plotly; `{INSTALL}`.")
         Path(f"{options.out}.md").write_text(text, encoding="utf-8")
         figure = plot(users, options.candidates, options.topk)
         figure.write_html(f"{options.out}.html", include_plotlyjs=True)

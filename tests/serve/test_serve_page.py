@@ -6,6 +6,7 @@ import pytest
 from running_service import run
 
 from recbole_llamarec.recommender import Recommender
+from recbole_llamarec.scoring.fusion import Fusion
 
 EVIL = "<img src=x onerror=hit=1>"
 
@@ -107,7 +108,7 @@ def test_markup_in_a_title_is_text(open_page, trained):
 
 
 def test_a_ranker_without_weight_is_said(open_page, service, recommender, monkeypatch):
-    monkeypatch.setattr(recommender.model, "fusion_weight", 0.0)
+    monkeypatch.setattr(recommender.model, "fusion", Fusion({"verbalizer": 0.0}))
     watched = open_page(service.url, width=390)
     page = watched.page
     pick(page, recommender.texts[5])
