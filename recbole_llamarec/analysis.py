@@ -85,6 +85,21 @@ def stages_of(users: pd.DataFrame) -> list[str]:
     return _names(users, RANK)
 
 
+def distinct_stages(users: pd.DataFrame) -> list[str]:
+    """The stages without those between the first and the last that order as another one does.
+
+    A scorer of weight 0 leaves the stage before it as it was, and the last cumulated stage often
+    is the final order.
+    """
+    first, *others = stages_of(users)
+    shown, last = [first], others[-1:]
+    for stage in others[:-1]:
+        ranks = ranks_of(users, stage)
+        if not any(ranks.equals(ranks_of(users, other)) for other in [*shown, *last]):
+            shown.append(stage)
+    return shown + last
+
+
 def scorers_of(users: pd.DataFrame) -> list[str]:
     """Names of the scorers whose first choices the table has."""
     return _names(users, "first")
@@ -144,9 +159,9 @@ def by_group(users: pd.DataFrame, column: str, topk: int) -> pd.DataFrame:
         topk: cut-off.
 
     Returns:
-        one line a group: ``rows`` and, for each stage, NDCG and Recall.
+        one line a group: ``rows`` and, for each of :func:`distinct_stages`, NDCG and Recall.
     """
-    stages = stages_of(users)
+    stages = distinct_stages(users)
     if column == RETRIEVER_RANK:
         values = ranks_of(users, stages[0])
         edges = sorted({*map(float, RANK_EDGES), float(values.max()) + 1 if len(values) else 21.0})

@@ -78,7 +78,7 @@ class Recommender:
     def language_model(self) -> LanguageModel | None:
         """The scorer that reads prompts, if the model has one."""
         scorers = self.model.scorers.values()
-        return next((own for own in scorers if isinstance(own, LanguageModel)), None)
+        return next((one for one in scorers if isinstance(one, LanguageModel)), None)
 
     @property
     def prompts(self) -> Prompts | None:
@@ -159,8 +159,8 @@ class Recommender:
                 [[None] * n_candidates for _ in ids] if read is None else read.exp().tolist()
             )
             details = [
-                dict(zip(row, zip(own, chances, strict=True), strict=True))
-                for row, own, chances in zip(
+                dict(zip(row, zip(final_scores, chances, strict=True), strict=True))
+                for row, final_scores, chances in zip(
                     items.tolist(), scores.tolist(), probabilities, strict=True
                 )
             ]

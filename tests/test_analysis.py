@@ -18,6 +18,7 @@ from recbole_llamarec.analysis import (
     by_place,
     colours_of,
     describe,
+    distinct_stages,
     plot,
     read_users,
     retrieved_users,
@@ -55,9 +56,18 @@ def test_groups_add_up_to_all_rows(users_file):
     for column in GROUPINGS:
         table = by_group(retrieved, column, 10)
         assert table["rows"].sum() == len(retrieved)
-        for stage in stages_of(users):
+        for stage in distinct_stages(retrieved):
             mean = np.average(table[f"{stage}: ndcg"], weights=table["rows"])
             assert mean == pytest.approx(retrieved[f"ndcg@10:{stage}"].mean())
+
+
+def test_stages_that_order_as_another_one_are_shown_once():
+    ranks = {"A": [1, 2], "A + b": [2, 1], "A + b + c": [2, 1], "b": [3, 1], "c": [1, 2]}
+    users = pd.DataFrame({f"rank:{name}": own for name, own in ranks.items()})
+    assert distinct_stages(users[["rank:A"]]) == ["A"]
+    assert distinct_stages(users) == ["A", "A + b", "b", "c"]  # the last stays, whatever it is
+    users["rank:final: A + b"] = [2, 1]
+    assert distinct_stages(users) == ["A", "b", "final: A + b"]
 
 
 def test_places_of_first_choices_and_targets(users_file):
