@@ -105,8 +105,8 @@ def _add_catalogue(app: FastAPI, recommender: Recommender, max_k: int) -> None:
         limit: Annotated[int, Query(ge=1, le=MAX_FOUND)] = 10,
     ) -> JSONResponse:
         """Items by title: what begins with the query first, then the more frequent."""
-        found = search.find(query, limit)
-        return JSONResponse({"items": [{"item": str(tokens[i]), "text": texts[i]} for i in found]})
+        ids = search.find(query, limit)
+        return JSONResponse({"items": [{"item": str(tokens[i]), "text": texts[i]} for i in ids]})
 
     @app.get("/model", responses=documented(401))
     def about() -> ModelAnswer:

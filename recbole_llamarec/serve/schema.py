@@ -132,10 +132,11 @@ class RankedItem(BaseModel):
     rank: int = Field(description="In the result, from 1.")
     score: float | None = Field(
         description="Final score among the candidates, higher is better; null behind them, and "
-        "where the language model was not asked."
+        "where the order is the retriever's."
     )
     probability: float | None = Field(
-        description="The language model's, among the candidates; null likewise."
+        description="The language model's, among the candidates; null behind them, and where "
+        "it was not asked."
     )
     retriever_rank: int | None = Field(
         description="Rank in the catalogue by the retriever alone; null for given candidates."
