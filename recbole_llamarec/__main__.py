@@ -1,10 +1,19 @@
-"""The command line of RecBole's ``run_recbole.py``, with LlamaRec and LRURec registered."""
+"""The command line of RecBole's ``run_recbole.py``, with LlamaRec and LRURec registered.
+
+Importing it also lets runs write their report, where what that needs is installed: the processes
+that a run over several devices starts import this module, too.
+"""
 
 from __future__ import annotations
 
 import argparse
 
 from recbole.quick_start import run
+
+from recbole_llamarec import report
+
+if report.is_available():
+    report.install()
 
 
 def main() -> None:

@@ -1,45 +1,41 @@
-"""``python -m recbole_llamarec.analysis``: where a run's ranker helps, and what it is biased to.
+"""``python -m recbole_llamarec.analysis``: where a run's scorers help, and what they are biased to.
 
-It reads the ``.users.csv`` that every run writes beside its checkpoint.
+It reads the ``.users.csv`` that every run writes beside its checkpoint. Its stages and scorers are
+those that the table has columns of: ``rank:STAGE`` and ``first:SCORER``.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import chain, cycle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from recbole_llamarec.evaluation import rank_metrics
+from recbole_llamarec.evaluation.metrics import metrics_of_ranks
+from recbole_llamarec.evaluation.table import RANK
+from recbole_llamarec.report import INSTALL
 
-STAGES = {
-    "retriever": "retriever",
-    "evidence": "retriever and evidence",
-    "ranker": "ranker alone",
-    "llamarec": "LlamaRec",
-}
+RETRIEVER_RANK = "retriever_rank"  # a grouping by the ranks of the first stage, whatever its name
 RANK_EDGES = (1, 2, 4, 6, 11)
-COLOURS = {
-    "retriever": "#888888",
-    "retriever and evidence": "#2ca02c",
-    "ranker alone": "#1f77b4",
-    "LlamaRec": "#d62728",
-}
 GROUPINGS = {
-    "retriever_rank": "rank of the target by the retriever",
+    RETRIEVER_RANK: "rank of the target by the retriever",
     "history_length": "items in the history",
     "target_count": "training interactions of the target",
 }
+FIRST_COLOUR, LAST_COLOUR = "#888888", "#d62728"  # the retriever and the final order
+COLOURS = ("#2ca02c", "#1f77b4", "#9467bd", "#ff7f0e", "#17becf", "#8c564b")  # between them
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables; with ``--out`` also write them and the plots."""
     parser = argparse.ArgumentParser(
         prog="python -m recbole_llamarec.analysis",
-        description="Show where a run's ranker helps, and how far labels and popularity sway it.",
+        description="Show where a run's scorers help, and how far places and popularity sway them.",
     )
     parser.add_argument("users", type=Path, help="a run's .users.csv, beside its checkpoint")
     parser.add_argument("--candidates", type=int, default=20, help="rerank_candidates of the run")
@@ -50,17 +46,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = describe(users, options.candidates, options.topk)
     print(text)
     if options.out:
+        if find_spec("plotly") is None:
+            raise SystemExit(f"--out draws with plotly; `{INSTALL}`.")
         Path(f"{options.out}.md").write_text(text, encoding="utf-8")
         figure = plot(users, options.candidates, options.topk)
         figure.write_html(f"{options.out}.html", include_plotlyjs=True)
 
 
-def read_users(file: Path, with_ranker: bool = True) -> pd.DataFrame:
+# --- the table of users -------------------------------------------------------------------------
+
+
+def read_users(file: Path, needs_scorer: bool = True) -> pd.DataFrame:
     """Read a run's table of users.
 
     Args:
         file: ``LlamaRec-….users.csv``.
-        with_ranker: whether the run must have had a ranker.
+        needs_scorer: whether the run must have had another stage than the retriever.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is no such table.
@@ -68,24 +69,69 @@ def read_users(file: Path, with_ranker: bool = True) -> pd.DataFrame:
     if not file.is_file():
         raise FileNotFoundError(f"{str(file)!r} is not there; give a run's .users.csv.")
     users = pd.read_csv(file)
-    needed = {"retriever_rank", *GROUPINGS} | ({"llamarec_rank"} if with_ranker else set())
-    missing = needed - set(users)
+    missing = {column for column in GROUPINGS if column != RETRIEVER_RANK} - set(users)
+    if len(stages_of(users)) < 1 + needs_scorer:
+        missing.add(f"{RANK}:STAGE of two stages or more" if needs_scorer else f"{RANK}:STAGE")
     if missing:
         raise ValueError(
-            f"{str(file)!r} lacks the columns {sorted(missing)}: it is of a run without a ranker, "
+            f"{str(file)!r} lacks the columns {sorted(missing)}: it is of a run without a scorer, "
             "or of an earlier version. Evaluate the checkpoint again."
         )
     return users
+
+
+def stages_of(users: pd.DataFrame) -> list[str]:
+    """Names of the stages: the retriever's first, the final order's last."""
+    return _names(users, RANK)
+
+
+def distinct_stages(users: pd.DataFrame) -> list[str]:
+    """The stages without those between the first and the last that order as another one does.
+
+    A scorer of weight 0 leaves the stage before it as it was, and the last cumulated stage often
+    is the final order.
+    """
+    first, *others = stages_of(users)
+    shown, last = [first], others[-1:]
+    for stage in others[:-1]:
+        ranks = ranks_of(users, stage)
+        if not any(ranks.equals(ranks_of(users, other)) for other in [*shown, *last]):
+            shown.append(stage)
+    return shown + last
+
+
+def scorers_of(users: pd.DataFrame) -> list[str]:
+    """Names of the scorers whose first choices the table has."""
+    return _names(users, "first")
+
+
+def _names(users: pd.DataFrame, kind: str) -> list[str]:
+    prefix = f"{kind}:"
+    return [column.removeprefix(prefix) for column in users if column.startswith(prefix)]
+
+
+def ranks_of(users: pd.DataFrame, stage: str) -> pd.Series:
+    """The target's rank in a stage, from 1."""
+    return users[f"{RANK}:{stage}"]
+
+
+def retrieved_users(users: pd.DataFrame, n_candidates: int) -> pd.DataFrame:
+    """The rows whose target is among the candidates."""
+    return users[ranks_of(users, stages_of(users)[0]) <= n_candidates]
+
+
+# --- what the tables show -----------------------------------------------------------------------
 
 
 def describe(users: pd.DataFrame, n_candidates: int, topk: int) -> str:
     """Every table as Markdown.
 
     Raises:
-        ValueError: the ranker has not seen some of the rows that ``n_candidates`` would retrieve.
+        ValueError: the scorers have not scored some of the rows that ``n_candidates`` would
+            retrieve.
     """
-    retrieved = users[users["retriever_rank"] <= n_candidates]
-    if "shown_first" in users and retrieved["shown_first"].isna().any():
+    retrieved, scorers = retrieved_users(users, n_candidates), scorers_of(users)
+    if any(retrieved[f"first:{scorer}"].isna().any() for scorer in scorers):
         raise ValueError(
             f"--candidates is {n_candidates}, but the run has ranked fewer; give its "
             "rerank_candidates."
@@ -97,9 +143,10 @@ def describe(users: pd.DataFrame, n_candidates: int, topk: int) -> str:
     for column, title in GROUPINGS.items():
         table = by_group(retrieved, column, topk)
         lines += ["", f"## By {title}", "", _markdown(table)]
-    if "shown_first" in users:
-        lines += ["", "## By place in the prompt", "", _markdown(by_place(retrieved, n_candidates))]
-        lines += ["", popularity_line(retrieved)]
+    for scorer in scorers:
+        places = by_place(retrieved, scorer, n_candidates)
+        lines += ["", f"## By place among the candidates: {scorer}", "", _markdown(places)]
+        lines += ["", popularity_line(retrieved, scorer)]
     return "\n".join(lines) + "\n"
 
 
@@ -108,92 +155,114 @@ def by_group(users: pd.DataFrame, column: str, topk: int) -> pd.DataFrame:
 
     Args:
         users: rows to group.
-        column: what to group by; retriever ranks in fixed groups, all else in quarters.
+        column: one of :data:`GROUPINGS`; retriever ranks in fixed groups, all else in quarters.
         topk: cut-off.
 
     Returns:
-        one line a group: ``rows`` and, for each stage, NDCG and Recall.
+        one line a group: ``rows`` and, for each of :func:`distinct_stages`, NDCG and Recall.
     """
-    values = users[column]
-    if column == "retriever_rank":
+    stages = distinct_stages(users)
+    if column == RETRIEVER_RANK:
+        values = ranks_of(users, stages[0])
         edges = sorted({*map(float, RANK_EDGES), float(values.max()) + 1 if len(values) else 21.0})
     else:
+        values = users[column]
         quarters = np.quantile(values, [0, 0.25, 0.5, 0.75]) if len(values) else np.zeros(1)
         end = float(values.max()) + 1 if len(values) else 1.0
         edges = sorted({*np.floor(quarters).tolist(), end})
     groups = pd.cut(values, edges, right=False)
+    config = {"metrics": ["NDCG", "Recall"], "topk": [topk], "metric_decimal_place": 4}
     lines = []
     for group, rows in users.groupby(groups, observed=True):
         low, high = int(group.left), int(group.right) - 1
         line: dict[str, object] = {column: str(low) if low == high else f"{low}-{high}"}
         line["rows"] = len(rows)
-        for stage, name in STAGES.items():
-            if f"{stage}_rank" in rows:
-                ranks = rows[f"{stage}_rank"].to_numpy()
-                for metric, gain in rank_metrics(ranks, ["NDCG", "Recall"], [topk]).mean().items():
-                    line[f"{name}: {str(metric).split('@')[0]}"] = gain
+        for stage in stages:
+            means = metrics_of_ranks(ranks_of(rows, stage).to_numpy(), config).mean()
+            line |= {f"{stage}: {str(name).split('@')[0]}": mean for name, mean in means.items()}
         lines.append(line)
     return pd.DataFrame(lines)
 
 
-def by_place(users: pd.DataFrame, n_candidates: int) -> pd.DataFrame:
-    """How often the ranker's first choice was shown at each place, and how often the target was.
+def by_place(users: pd.DataFrame, scorer: str, n_candidates: int) -> pd.DataFrame:
+    """How often a scorer's first choice was at each place, and how often the target was.
 
-    A ranker without label bias chooses each place about as often as the target stands there.
+    Places are the retriever's ranks, which a prompt shows the candidates in. A scorer without
+    bias chooses each place about as often as the target stands there.
+
+    Args:
+        users: rows whose target is among the candidates.
+        scorer: its name.
+        n_candidates: K.
     """
-    chosen = np.bincount(users["shown_first"].astype(int), minlength=n_candidates)[:n_candidates]
-    shown = np.bincount(users["target_shown"].astype(int), minlength=n_candidates)[:n_candidates]
+    targets = ranks_of(users, stages_of(users)[0]) - 1
     total = max(1, len(users))
+    shares = [
+        np.bincount(columns.astype(int), minlength=n_candidates)[:n_candidates] / total
+        for columns in (targets, users[f"first:{scorer}"])
+    ]
     return pd.DataFrame(
         {
             "place": [str(place) for place in range(1, n_candidates + 1)],
-            "target stands there": shown / total,
-            "the ranker's first choice": chosen / total,
+            "target stands there": shares[0],
+            f"first choice of {scorer}": shares[1],
         }
     )
 
 
-def popularity_line(users: pd.DataFrame) -> str:
-    """Whether the ranker's first choices are more popular than the targets."""
+def popularity_line(users: pd.DataFrame, scorer: str) -> str:
+    """Whether a scorer's first choices are more popular than the targets."""
     return (
-        "Popularity: the ranker's first choice has "
-        f"{users['first_count'].median():.0f} training interactions in the median, the target "
-        f"{users['target_count'].median():.0f}."
+        f"Popularity: the first choice of {scorer} has "
+        f"{users[f'first_count:{scorer}'].median():.0f} training interactions in the median, the "
+        f"target {users['target_count'].median():.0f}."
     )
+
+
+# --- plots --------------------------------------------------------------------------------------
 
 
 def plot(users: pd.DataFrame, n_candidates: int, topk: int):
     """The tables as one figure of plotly."""
     from plotly.subplots import make_subplots
 
-    retrieved = users[users["retriever_rank"] <= n_candidates]
-    titles = [f"by {title}" for title in GROUPINGS.values()] + ["by place in the prompt"]
-    figure = make_subplots(rows=2, cols=2, subplot_titles=titles)
+    retrieved, scorers = retrieved_users(users, n_candidates), scorers_of(users)
+    titles = [f"by {title}" for title in GROUPINGS.values()]
+    titles += [f"by place: {scorer}" for scorer in scorers]
+    n_lines = (len(titles) + 1) // 2
+    figure = make_subplots(rows=n_lines, cols=2, subplot_titles=titles)
     for index, column in enumerate(GROUPINGS):
         for bars in group_bars(by_group(retrieved, column, topk), column, topk):
             bars.showlegend = not index
             figure.add_trace(bars, row=1 + index // 2, col=1 + index % 2)
-    if "shown_first" in users:
-        for line in place_lines(by_place(retrieved, n_candidates)):
-            figure.add_trace(line, row=2, col=2)
+    for index, scorer in enumerate(scorers, start=len(GROUPINGS)):
+        for line in place_lines(by_place(retrieved, scorer, n_candidates)):
+            figure.add_trace(line, row=1 + index // 2, col=1 + index % 2)
     figure.update_xaxes(type="category")
-    figure.update_layout(height=800, legend={"orientation": "h"}, template="plotly_white")
+    figure.update_layout(height=400 * n_lines, legend={"orientation": "h"}, template="plotly_white")
     return figure
+
+
+def colours_of(stages: Sequence[str]) -> dict[str, str]:
+    """A colour of each stage: the first one's and the last one's are always the same."""
+    colours = dict(zip(stages, chain([FIRST_COLOUR], cycle(COLOURS)), strict=False))
+    return colours | ({stages[-1]: LAST_COLOUR} if len(stages) > 1 else {})
 
 
 def group_bars(table: pd.DataFrame, column: str, topk: int) -> list:
     """NDCG of each stage as bars of plotly, from what :func:`by_group` gives for ``column``."""
     import plotly.graph_objects as go
 
+    suffix = ": ndcg"
+    stages = [name.removesuffix(suffix) for name in table.columns if name.endswith(suffix)]
     return [
         go.Bar(
             x=table[column],
-            y=table[f"{name}: ndcg"],
-            name=f"{name}, NDCG@{topk}",
+            y=table[f"{stage}{suffix}"],
+            name=f"{stage}, NDCG@{topk}",
             marker_color=colour,
         )
-        for name, colour in COLOURS.items()
-        if f"{name}: ndcg" in table
+        for stage, colour in colours_of(stages).items()
     ]
 
 

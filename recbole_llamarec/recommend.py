@@ -90,8 +90,8 @@ def resolve(recommender: Recommender, name: str) -> str:
     alone = difflib.get_close_matches(wanted, near, n=2, cutoff=0.85)
     if len(alone) == 1:
         return str(tokens[lowered.index(alone[0], 1)])
-    found = ", ".join(titles[lowered.index(title, 1)] for title in near) or "none is like it"
-    raise ValueError(f"No item is called {name!r}; the nearest: {found}.")
+    nearest = ", ".join(titles[lowered.index(title, 1)] for title in near) or "none is like it"
+    raise ValueError(f"No item is called {name!r}; the nearest: {nearest}.")
 
 
 def recommend_file(recommender: Recommender, histories: Path, out: Path, k: int) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from recbole.quick_start import load_data_and_model
 
 from recbole_llamarec.data.seen import SeenItems
 from recbole_llamarec.evaluation.passes import best_first_of
+from recbole_llamarec.given_candidates import Candidate, pool_ids, rank_windows
 from recbole_llamarec.integration.configs import no_command_line
-from recbole_llamarec.scoring.language_model import LanguageModel, language_model_of
+from recbole_llamarec.ranking.protocol import Prompts
+from recbole_llamarec.scoring.language_model import LanguageModel
 from recbole_llamarec.scoring.scorer import Rows
-
-Candidate = str | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,24 @@ class Recommender:
     @property
     def language_model(self) -> LanguageModel | None:
         """The scorer that reads prompts, if the model has one."""
-        return language_model_of(self.model.scorers.values())
+        scorers = self.model.scorers.values()
+        return next((one for one in scorers if isinstance(one, LanguageModel)), None)
+
+    @property
+    def prompts(self) -> Prompts | None:
+        """The language model's prompts, if it has any; loads it on first use."""
+        return None if self.language_model is None else self.language_model.ranker.prompts
+
+    @property
+    def is_language_model_used(self) -> bool:
+        """Whether the final order depends on the language model, so that it is asked."""
+        scorer = self.language_model
+        return scorer is not None and self.model.fusion.takes_part(scorer.name)
 
     @property
     def texts(self) -> Sequence[str]:
         """The text of each item id, as prompts show it where the language model has weight."""
-        scorer = self.language_model
-        if scorer is None or not self.model.fusion.takes_part(scorer.name):
-            return self.model.item_texts
-        prompts = scorer.ranker.prompts
+        prompts = self.prompts if self.is_language_model_used else None
         return self.model.item_texts if prompts is None else prompts.titles
 
     def ids_of(self, tokens: Sequence[str]) -> list[int]:
@@ -151,8 +159,8 @@ class Recommender:
                 [[None] * n_candidates for _ in ids] if read is None else read.exp().tolist()
             )
             details = [
-                dict(zip(row, zip(own, chances, strict=True), strict=True))
-                for row, own, chances in zip(
+                dict(zip(row, zip(final_scores, chances, strict=True), strict=True))
+                for row, final_scores, chances in zip(
                     items.tolist(), scores.tolist(), probabilities, strict=True
                 )
             ]
@@ -242,9 +250,10 @@ class Recommender:
         """
         scorer = self._reader()
         ids = [self.ids_of(history) for history in histories]
-        with self._pool_ids(scorer, pools) as pool_ids:
-            ranked = self._rank_windows(scorer, ids, pool_ids)
-            titles, n_items = scorer.ranker.prompts.titles, self.model.n_items
+        prompts = scorer.ranker.prompts
+        with pool_ids(prompts, self.ids_of, pools) as shown:
+            ranked = rank_windows(scorer, ids, shown)
+            titles, n_items = prompts.titles, self.model.n_items
             return [
                 [
                     Recommendation(
@@ -266,72 +275,16 @@ class Recommender:
         Raises:
             ValueError: as there; or there are more candidates than labels.
         """
-        scorer = self._reader()
-        with self._pool_ids(scorer, [candidates]) as (pool,):
-            return scorer.ranker.prompts.text(self.ids_of(history), pool)
+        prompts = self._reader().ranker.prompts
+        with pool_ids(prompts, self.ids_of, [candidates]) as (pool,):
+            return prompts.text(self.ids_of(history), pool)
 
     def _reader(self) -> Any:
         """The language model, which must have prompts."""
         scorer = self.language_model
-        if scorer is None or scorer.ranker.prompts is None:
+        if scorer is None or self.prompts is None:
             raise ValueError(
                 "This model has no language model that reads prompts (ranking_method: "
                 f"{self.model.settings.ranking_method})."
             )
         return scorer
-
-    @contextmanager
-    def _pool_ids(
-        self, scorer: Any, pools: Sequence[Sequence[Candidate]]
-    ) -> Iterator[list[list[int]]]:
-        """Ids of candidates; those given by text have one within the context only."""
-        texts = [c["text"] for pool in pools for c in pool if not isinstance(c, str)]
-        with scorer.ranker.prompts.with_titles(texts) as added:
-            number_of = dict(zip(texts, added, strict=True))
-            ids = [
-                [self.ids_of([c])[0] if isinstance(c, str) else number_of[c["text"]] for c in pool]
-                for pool in pools
-            ]
-            for pool in ids:
-                if len(pool) < 2 or len(set(pool)) < len(pool):
-                    raise ValueError(
-                        f"There are {len(pool)} candidates, {len(set(pool))} of them distinct; "
-                        "give two or more, each once."
-                    )
-            yield ids
-
-    def _rank_windows(
-        self, scorer: LanguageModel, histories: list[list[int]], pools: list[list[int]]
-    ) -> list[list[tuple[int, float]]]:
-        """Each pool's items, best first, with the scores of the last window that they stood in."""
-        size = scorer.ranker.max_candidates or max(map(len, pools), default=0)
-        orders = [list(pool) for pool in pools]
-        scores: list[dict[int, float]] = [{} for _ in pools]
-        starts = [window_starts(len(pool), size) for pool in pools]
-        for turn in range(max(map(len, starts), default=0)):
-            by_length: dict[int, list[int]] = {}
-            for row, begins in enumerate(starts):
-                if turn < len(begins):
-                    by_length.setdefault(min(size, len(pools[row])), []).append(row)
-            for rows in by_length.values():
-                places = [slice(starts[row][turn], starts[row][turn] + size) for row in rows]
-                windows = [orders[row][place] for row, place in zip(rows, places, strict=True)]
-                users = torch.zeros(len(rows), dtype=torch.int64)
-                shown = Rows([histories[row] for row in rows], users)
-                scored = scorer.scores(shown, torch.tensor(windows)).tolist()  # [R, K]
-                for row, place, window, values in zip(rows, places, windows, scored, strict=True):
-                    by_item = dict(zip(window, values, strict=True))
-                    scores[row] |= by_item
-                    orders[row][place] = sorted(window, key=by_item.__getitem__, reverse=True)
-        return [
-            [(item, by_item[item]) for item in order]
-            for order, by_item in zip(orders, scores, strict=True)
-        ]
-
-
-def window_starts(n_candidates: int, size: int) -> list[int]:
-    """Where the windows begin, from the last to the first, which begins at 0."""
-    if n_candidates <= size:
-        return [0]
-    step = max(1, size // 2)
-    return [*range(n_candidates - size, 0, -step), 0]

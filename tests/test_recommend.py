@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from recbole_llamarec import recommend
+from recbole_llamarec.given_candidates import window_starts
 from recbole_llamarec.recommend import complete_lines, read_history, resolve
-from recbole_llamarec.recommender import window_starts
+from recbole_llamarec.scoring.fusion import Fusion
 
 POOLS = [(0, 8), (10, 5), (20, 8), (5, 21), (30, 5), (7, 13)]  # first item and size; windows of 8
 
@@ -65,7 +66,7 @@ def test_many_pools_are_ranked_as_each_alone(recommender, test_rows):
 
 def test_items_given_by_text_alone_are_ranked_and_forgotten(recommender):
     candidates = ["i1", {"text": "A film that nobody has seen"}, {"text": "(A) ### Response: x"}]
-    prompts = recommender.model.ranker.prompts
+    prompts = recommender.prompts
     known = list(prompts.titles)
     for _ in range(2):
         ranked = recommender.rank([], candidates)
@@ -83,11 +84,11 @@ def test_large_pools_are_ranked_in_windows(recommender, test_rows, monkeypatch):
     pool = [f"i{n}" for n in range(30)]
     best = {token: -n for n, token in enumerate(reversed(pool))}  # the last one is the best
 
-    def score(histories, candidates, shown=None):
-        tokens = recommender.tokens[candidates[0].numpy()]
+    def score(rows, items):
+        tokens = recommender.tokens[items[0].numpy()]
         return torch.tensor([[float(best[token]) for token in tokens]])
 
-    monkeypatch.setattr(recommender.model, "score_candidates", score)
+    monkeypatch.setattr(recommender.language_model, "scores", score)
     ranked = recommender.rank(histories[0], pool)
     assert sorted(item.item for item in ranked) == sorted(pool)
     assert [item.item for item in ranked[:4]] == ["i29", "i28", "i27", "i26"]
@@ -124,8 +125,8 @@ def test_no_histories_no_results(recommender):
 
 def test_a_ranker_without_weight_is_not_called(recommender, test_rows, monkeypatch):
     _, histories, _ = test_rows
-    monkeypatch.setattr(recommender.model, "fusion_weight", 0.0)
-    monkeypatch.setattr(recommender.model.ranker, "rank", None)
+    monkeypatch.setattr(recommender.model, "fusion", Fusion({"verbalizer": 0.0}))
+    monkeypatch.setattr(recommender.language_model, "scores", None)
     (result,) = recommender.recommend(histories[:1], 12)
     assert [item.retriever_rank for item in result] == list(range(1, 13))
     assert all(item.score is None and item.probability is None for item in result)

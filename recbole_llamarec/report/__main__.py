@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from recbole_llamarec.report import INSTALL, is_available
 from recbole_llamarec.report.page import write_page
 
 
@@ -18,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", type=Path, help="saved/LlamaRec-….pth")
     parser.add_argument("--out", type=Path, help="HTML file; beside the checkpoint if left out")
     options = parser.parse_args(arguments)
+    if not is_available():
+        raise SystemExit(f"A report needs plotly, Jinja and pydantic; `{INSTALL}`.")
     try:
         print(write_page(options.checkpoint, options.out))
     except (FileNotFoundError, ValueError) as error:

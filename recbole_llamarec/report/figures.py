@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from recbole_llamarec.analysis import COLOURS, group_bars, place_lines
-from recbole_llamarec.curve import TrainingCurve
+from recbole_llamarec.analysis import FIRST_COLOUR, LAST_COLOUR, group_bars, place_lines
+from recbole_llamarec.tuning.curve import TrainingCurve
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -51,8 +51,8 @@ def curve_figure(curve: TrainingCurve, step: str, loss: str, metric: str) -> Fig
 
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     for values, name, colour, mode in (
-        (curve.losses, loss, COLOURS["retriever"], "lines"),
-        (curve.scores, f"{metric} on validation", COLOURS["LlamaRec"], "lines+markers"),
+        (curve.losses, loss, FIRST_COLOUR, "lines"),
+        (curve.scores, f"{metric} on validation", LAST_COLOUR, "lines+markers"),
     ):
         line = go.Scatter(
             x=list(values), y=list(values.values()), name=name, mode=mode, line={"color": colour}
@@ -66,17 +66,17 @@ def curve_figure(curve: TrainingCurve, step: str, loss: str, metric: str) -> Fig
     return figure
 
 
-def moved_figure(users: pd.DataFrame, n_candidates: int) -> Figure:
-    """How many targets the ranker moved from each of the retriever's ranks to each final rank.
+def moved_figure(before: pd.Series, after: pd.Series, n_candidates: int) -> Figure:
+    """How many targets moved from each of the retriever's ranks to each final rank.
 
     Args:
-        users: rows whose target is a candidate.
+        before, after: the target's rank by the retriever and in the end, from 1 to K, of each row.
         n_candidates: K.
     """
     import plotly.graph_objects as go
 
     counts = np.zeros((n_candidates, n_candidates), dtype=int)  # [retriever's rank, final rank]
-    np.add.at(counts, (users["retriever_rank"] - 1, users["llamarec_rank"] - 1), 1)
+    np.add.at(counts, (before.to_numpy() - 1, after.to_numpy() - 1), 1)
     ranks = list(range(1, n_candidates + 1))
     figure = go.Figure(
         go.Heatmap(
@@ -111,16 +111,18 @@ def group_figure(table: pd.DataFrame, column: str, title: str, topk: int) -> Fig
 
 
 def place_figure(places: pd.DataFrame, labels: Sequence[str]) -> Figure:
-    """How often the ranker's first choice and the target stood behind each label.
+    """How often a scorer's first choice and the target stood at each place.
 
     Args:
         places: of ``analysis.by_place``.
-        labels: index letters by place.
+        labels: what the places are called.
     """
     import plotly.graph_objects as go
 
     figure = go.Figure(place_lines(places))
     shown = [html.escape(label) for label in labels]  # plotly reads some tags in a text
-    figure.update_xaxes(title="place in the prompt", tickvals=places["place"], ticktext=shown)
+    figure.update_xaxes(
+        title="place among the candidates", tickvals=places["place"], ticktext=shown
+    )
     figure.update_yaxes(title="share of rows", rangemode="tozero", tickformat=".0%")
     return figure

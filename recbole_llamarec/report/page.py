@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from recbole_llamarec.analysis import GROUPINGS, by_group, by_place, popularity_line, read_users
-from recbole_llamarec.evaluation import EvaluationReport
+from recbole_llamarec import analysis
+from recbole_llamarec.evaluation.table import EvaluationReport, StageResult
 from recbole_llamarec.report import figures
-from recbole_llamarec.report.record import RunRecord, read_record
+from recbole_llamarec.report.record import RunRecord, read_record, write_whole
 
 FOLDER = Path(__file__).parent
 
@@ -30,9 +30,9 @@ def write_page(checkpoint: Path, out: Path | None = None) -> Path:
         FileNotFoundError, ValueError: ``.report.json`` or ``.users.csv`` is missing or damaged.
     """
     record = read_record(checkpoint.with_suffix(".report.json"))
-    users = read_users(checkpoint.with_suffix(".users.csv"), with_ranker=record.has_ranker)
+    users = analysis.read_users(checkpoint.with_suffix(".users.csv"), record.has_scorers)
     out = out or checkpoint.with_suffix(".html")
-    out.write_text(render(record, users), encoding="utf-8")
+    write_whole(out, render(record, users))
     return out
 
 
@@ -47,11 +47,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Part:
-    """A heading with a figure and its numbers."""
+    """A heading with a figure, its numbers and a sentence about it."""
 
     title: str
     figure: str
     table: Table | None = None
+    note: str = ""
 
 
 def render(record: RunRecord, users: pd.DataFrame) -> str:
@@ -75,17 +76,18 @@ def render(record: RunRecord, users: pd.DataFrame) -> str:
     environment.filters["duration"] = duration
     environment.filters["html"] = Markup  # of plotly's own HTML and of the files beside this one
     report = _evaluation(record, users)
-    retrieved = users[users["retriever_rank"] <= record.n_candidates]
+    retrieved = analysis.retrieved_users(users, record.n_candidates)
     return environment.get_template("page.html").render(
         run=record,
         notes=notes(record),
-        result=_result_table(report),
+        results=list(_results(report)),
+        validation=_validation(record),
         caption=report.caption(),
-        test=_test(report, record.valid_metric.lower()),
-        moves=moves(retrieved) if record.changes_order else {},
+        tests=report.compared(record.valid_metric.lower()),
+        moves=moves(record, retrieved) if record.changes_order else {},
         moved=_moved(record, retrieved),
         groups=list(_groups(record, retrieved)),
-        places=_places(record, retrieved),
+        places=list(_places(record, retrieved)),
         curves=list(_curves(record)),
         plotly=get_plotlyjs(),
         style=(FOLDER / "page.css").read_text(encoding="utf-8"),
@@ -94,46 +96,45 @@ def render(record: RunRecord, users: pd.DataFrame) -> str:
 
 
 def notes(record: RunRecord) -> list[str]:
-    """What the reader must know before the figures: who has decided the order."""
-    if not record.has_ranker:
+    """What the reader must know before the figures: what decides the order."""
+    if not record.has_scorers:
         return [
-            "This run has no ranker (ranking_method: none). What follows is the retriever alone, "
-            "on the terms of a run with a ranker."
+            "This run has no scorer beside the retriever (ranking_method: none). What follows is "
+            "the retriever alone, on the terms of a run with a ranker."
         ]
-    found = record.fusion.summary().splitlines() if record.fusion else []
-    if not record.ranker_was_called:
-        if not found:
-            found = ["The ranker's weight was set to 0 (rerank_fusion: 0)."]
-        order = (
-            "the order is that of the retriever and the evidence"
-            if record.changes_order
-            else "both stages have the same order, no target moved"
-        )
-        return [
-            *found,
-            f"The language model was therefore not called in the test: {order}, and there are no "
-            "probabilities and no choices of labels to show.",
+    fusion, weights = record.fusion, record.fusion.weights or {}
+    if fusion.is_fitted:
+        lines = fusion.summary().splitlines()
+    elif not fusion.with_retriever:
+        names = " and ".join(weights)
+        lines = [f"Without fusion, {names} alone decides the order of the candidates."]
+    else:
+        lines = [
+            f"The weight of {name} beside the retriever was set to {weight:g} (rerank_fusion)."
+            for name, weight in weights.items()
         ]
-    if record.ranking_method == "generate":
-        found.append(
-            "The language model wrote the ranked titles, untuned (ranking_method: generate), so "
-            "that candidates have no probabilities."
+    if not record.changes_order:
+        lines.append(
+            "The final order is therefore the retriever's. The scorers were asked in the test all "
+            "the same, so that the tables show what each comes to alone."
         )
-    if record.fusion_weight is None:
-        found.append("The ranker alone decides the order of the candidates, without fusion.")
-    elif not record.fusion:
-        found.append(f"The ranker's weight was set to {record.fusion_weight:g} (rerank_fusion).")
-    return found
+    return lines
 
 
-def moves(retrieved: pd.DataFrame) -> dict[str, int]:
+def moves(record: RunRecord, retrieved: pd.DataFrame) -> dict[str, int]:
     """How many targets rose, fell and stayed, of the rows whose target is a candidate."""
-    change = retrieved["llamarec_rank"] - retrieved["retriever_rank"]
+    before, after = _before_and_after(record, retrieved)
+    change = after - before
     return {
         "rose": int((change < 0).sum()),
         "fell": int((change > 0).sum()),
         "stayed": int((change == 0).sum()),
     }
+
+
+def _before_and_after(record: RunRecord, users: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The target's rank by the retriever and in the final order."""
+    return analysis.ranks_of(users, record.retriever), analysis.ranks_of(users, record.final)
 
 
 def duration(seconds: float) -> str:
@@ -147,42 +148,46 @@ def duration(seconds: float) -> str:
 
 def _evaluation(record: RunRecord, users: pd.DataFrame) -> EvaluationReport:
     return EvaluationReport(
-        retriever=record.metrics["retriever"] or {},
-        llamarec=record.metrics["llamarec"],
-        retriever_on_retrieved=record.metrics["retriever_on_retrieved"] or {},
-        llamarec_on_retrieved=record.metrics["llamarec_on_retrieved"],
+        stages=record.stages,
+        weights=record.fusion.weights or {},
         users=users,
         n_candidates=record.n_candidates,
         masks_seen=record.masks_seen,
-        retriever_name=record.retriever_name,
     )
 
 
-def _result_table(report: EvaluationReport) -> Table:
-    names = list(report.retriever)
-    return Table(
-        ["", "rows", *names],
-        [
-            [stage.name, str(stage.n_rows), *(_number(stage.metrics, metric) for metric in names)]
-            for stage in report.stages()
-        ],
-    )
+def _results(report: EvaluationReport) -> Iterable[Table]:
+    """The result over all rows, and over those whose target is a candidate."""
+    names = list(report.retriever.metrics)
+    yield stage_table(f"all rows, {report.n_rows}", report.stages, names)
+    stages = report.retrieved_stages()
+    yield stage_table(f"retrieved rows, {report.n_retrieved}", stages, names)
+
+
+def _validation(record: RunRecord) -> Table | None:
+    """The result on the rows that the weights were fitted on, if they were."""
+    if not record.fusion.is_fitted:
+        return None
+    stages = [StageResult(name, metrics) for name, metrics in record.validation.items()]
+    names = list(dict.fromkeys(name for stage in stages for name in stage.metrics))
+    return stage_table("stage", stages, names)
+
+
+def stage_table(title: str, stages: Sequence[StageResult], metrics: Sequence[str]) -> Table:
+    """Metrics, one row a stage; those that a stage has no value of are left open."""
+    rows = [[stage.name, *(_number(stage.metrics, name) for name in metrics)] for stage in stages]
+    return Table([title, *metrics], rows)
 
 
 def _number(metrics: Mapping[str, float], name: str) -> str:
     return f"{metrics[name]:.4f}" if name in metrics else "–"
 
 
-def _test(report: EvaluationReport, metric: str) -> str | None:
-    """The paired test, where both stages have the metric by user."""
-    is_known = {f"retriever_{metric}", f"llamarec_{metric}"} <= set(report.users)
-    return report.compared(metric) if is_known else None
-
-
 def _moved(record: RunRecord, retrieved: pd.DataFrame) -> str | None:
     if not record.changes_order or retrieved.empty:
         return None
-    return figures.as_html(figures.moved_figure(retrieved, record.n_candidates), "moved")
+    before, after = _before_and_after(record, retrieved)
+    return figures.as_html(figures.moved_figure(before, after, record.n_candidates), "moved")
 
 
 def _groups(record: RunRecord, retrieved: pd.DataFrame) -> Iterable[Part]:
@@ -190,26 +195,31 @@ def _groups(record: RunRecord, retrieved: pd.DataFrame) -> Iterable[Part]:
     if retrieved.empty:
         return
     topk = int(record.valid_metric.split("@")[1])
-    for column, title in GROUPINGS.items():
-        table = by_group(retrieved, column, topk)
+    for column, title in analysis.GROUPINGS.items():
+        table = analysis.by_group(retrieved, column, topk)
         figure = figures.group_figure(table, column, title, topk)
         numbers = table.rename(columns={column: title})
         yield Part(f"By {title}", figures.as_html(figure, f"by-{column}"), as_table(numbers))
 
 
-def _places(record: RunRecord, retrieved: pd.DataFrame) -> tuple[str, str] | None:
-    """How often each label was chosen, as a figure, and how popular the choices are."""
-    if "shown_first" not in retrieved or retrieved.empty:
-        return None
-    places = by_place(retrieved, record.n_candidates)
-    figure = figures.place_figure(places, record.labels or places["place"].tolist())
-    return figures.as_html(figure, "places"), popularity_line(retrieved)
+def _places(record: RunRecord, retrieved: pd.DataFrame) -> Iterable[Part]:
+    """How often each scorer chose each place first, and how popular its choices are."""
+    if retrieved.empty:
+        return
+    for index, scorer in enumerate(analysis.scorers_of(retrieved)):
+        places = analysis.by_place(retrieved, scorer, record.n_candidates)
+        labels = record.labels.get(scorer)
+        figure = figures.place_figure(places, labels or places["place"].tolist())
+        note = analysis.popularity_line(retrieved, scorer)
+        if labels:
+            note = f"Places are shown by their labels in the prompt. {note}"
+        yield Part(scorer, figures.as_html(figure, f"places-{index}"), note=note)
 
 
 def _curves(record: RunRecord) -> Iterable[Part]:
     """Training of both stages, as far as they were trained."""
     for name, curve, step, loss in (
-        (record.retriever_name, record.retriever_curve, "epoch", "loss, sum over batches"),
+        (record.retriever, record.retriever_curve, "epoch", "loss, sum over batches"),
         ("The ranker", record.ranker_curve, "optimizer step", "loss"),
     ):
         if not curve.losses:

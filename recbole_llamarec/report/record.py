@@ -3,39 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from recbole_llamarec.curve import TrainingCurve
-from recbole_llamarec.fusion import Fusion
-
-
-@dataclass
-class Journal:
-    """What the trainer notes down while it works.
-
-    Attributes:
-        seconds: wall time of each stage, by name.
-        retriever, ranker: training curves; empty where nothing was trained.
-        fusion: what was fitted, if it was.
-        validation: metrics by each stage, and by all, of the rows that it was fitted on.
-    """
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    retriever: TrainingCurve = field(default_factory=TrainingCurve)
-    ranker: TrainingCurve = field(default_factory=TrainingCurve)
-    fusion: Fusion | None = None
-    validation: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Note the wall time of what happens within; a stage that is repeated counts once."""
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - start
+from recbole_llamarec.evaluation.table import StageResult
+from recbole_llamarec.scoring.fusion import Fusion
+from recbole_llamarec.tuning.curve import TrainingCurve
 
 
 @dataclass(frozen=True)
@@ -53,18 +26,19 @@ class SampledCandidate:
 
     Attributes:
         title: its text.
-        label: the index letter behind which the prompt showed it; ``None`` without a prompt.
-        probability: the ranker's, among the candidates; ``None`` where it gave none.
+        label: the label behind which the prompt showed it; ``None`` where no prompt has labels.
         retriever_rank, final_rank: from 1.
         is_target: whether it is the item to find.
+        probabilities: each scorer's, among the candidates, by its name; empty where the row was
+            not scored.
     """
 
     title: str
     label: str | None
-    probability: float | None
     retriever_rank: int
     final_rank: int
     is_target: bool
+    probabilities: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -77,7 +51,7 @@ class SampledUser:
         history_length: items in the history.
         target: title of the item to find.
         retriever_rank, final_rank: of the target in the catalogue, from 1.
-        was_ranked: whether the candidates of this row were put into the final order.
+        was_ranked: whether the candidates of this row were scored.
         candidates: in the final order.
     """
 
@@ -103,21 +77,17 @@ class RunRecord:
         counts: ``users`` and ``items`` after filtering.
         changed: keys that the user has set to something else than the default.
         configuration: every key's value as text, by group and key.
-        retriever_name: of the first stage.
-        ranking_method: as the key.
         n_candidates: K.
-        labels: index letters by place in the prompt; none with likelihood.
-        n_permutations: orders in which each user's candidates were shown.
-        masks_seen: whether items already seen stand last.
-        skips_misses: whether only rows were ranked whose target is a candidate.
-        fusion_weight: of the ranker; ``None`` where it stands alone.
-        evidence_weight: of the evidence in the fusion, 0 where it takes no part.
-        fusion: what was fitted, if it was.
+        masks_seen: the key ``rerank_mask_seen``.
+        skips_misses: whether only rows were scored whose target is a candidate.
+        fusion: how the retriever and the scorers decide, and how that was fitted.
+        stages: metrics of each stage: the retriever's first, the final order's last.
+        validation: of each stage by its name, on the rows that the fusion was fitted on.
+        labels: by scorer and place among the candidates, of those whose prompts have labels.
         valid_metric: such as ``NDCG@10``.
         valid_metric_bigger: whether a greater one is better.
-        seconds: wall time by stage.
+        seconds: wall time by phase.
         retriever_curve, ranker_curve: how training went.
-        metrics: of the lines of the result table, as ``EvaluationReport`` names them.
         sample: some users.
     """
 
@@ -128,43 +98,51 @@ class RunRecord:
     counts: dict[str, int]
     changed: list[Setting]
     configuration: dict[str, dict[str, str]]
-    retriever_name: str
-    ranking_method: str
     n_candidates: int
-    labels: list[str]
-    n_permutations: int
-    masks_seen: bool
+    masks_seen: bool | str
     skips_misses: bool
-    fusion_weight: float | None
-    evidence_weight: float
-    fusion: Fusion | None
+    fusion: Fusion
+    stages: list[StageResult]
+    validation: dict[str, dict[str, float]]
+    labels: dict[str, list[str]]
     valid_metric: str
     valid_metric_bigger: bool
     seconds: dict[str, float]
     retriever_curve: TrainingCurve
     ranker_curve: TrainingCurve
-    metrics: dict[str, dict[str, float] | None]
     sample: list[SampledUser]
 
     @property
-    def has_ranker(self) -> bool:
-        """Whether the run has a second stage."""
-        return self.ranking_method != "none"
+    def retriever(self) -> str:
+        """Name of the first stage."""
+        return self.stages[0].name
 
     @property
-    def ranker_was_called(self) -> bool:
-        """Whether the ranker read rows of the test; with weight 0 it does not."""
-        return self.has_ranker and self.fusion_weight != 0
+    def final(self) -> str:
+        """Name of the final order's stage; the retriever's where there is no scorer."""
+        return self.stages[-1].name
+
+    @property
+    def has_scorers(self) -> bool:
+        """Whether anything beside the retriever scored the candidates."""
+        return len(self.stages) > 1
 
     @property
     def changes_order(self) -> bool:
         """Whether the final order can be another than the retriever's."""
-        return self.ranker_was_called or self.evidence_weight != 0
+        return self.has_scorers and self.fusion.changes_order
 
 
 def write_record(record: RunRecord, file: Path) -> None:
     """Write a record as JSON, with a loss that is not a number as ``NaN``."""
-    file.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
+    write_whole(file, json.dumps(asdict(record), indent=1))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that its name never stands for a part of it."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
 
 
 def read_record(file: Path) -> RunRecord:

@@ -2,51 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction, cat_interactions
+from scipy.special import softmax
 
-from recbole_llamarec.evaluation import CandidateScores, EvaluationPass, best_first_of
-from recbole_llamarec.llamarec import LlamaRec, histories_of
+from recbole_llamarec.evaluation.passes import PassRecords
+from recbole_llamarec.llamarec import LlamaRec
 from recbole_llamarec.report.record import SampledCandidate, SampledUser
 
 N_USERS = 50
-N_RETRIEVED = 40  # rows whose target is a candidate: in the others a ranker can do nothing for it
+N_RETRIEVED = 40  # rows whose target is a candidate: in the others no scorer can do anything for it
 
 
-def sample_users(
-    model: LlamaRec, loader, first: EvaluationPass, last: EvaluationPass
-) -> list[SampledUser]:
+def labels_of(model: LlamaRec) -> dict[str, list[str]]:
+    """The labels of each place among the candidates, by the scorers whose prompts have labels."""
+    labels = {}
+    for name, scorer in model.scorers.items():
+        prompts = getattr(getattr(scorer, "ranker", None), "prompts", None)
+        if shown := getattr(prompts, "labels", None):
+            labels[name] = list(shown[: model.settings.rerank_candidates])
+    return labels
+
+
+def sample_users(model: LlamaRec, loader, records: PassRecords) -> list[SampledUser]:
     """A random choice of rows, which depends on the seed and on what was retrieved alone.
 
     Args:
         model: as it was evaluated.
         loader: evaluation data of this process.
-        first: the pass of the retriever alone.
-        last: the pass of both stages; ``first`` again where there is no ranker.
+        records: of the pass of the final order, of this process.
     """
-    retriever_ranks, final_ranks = torch.cat(first.ranks).numpy(), torch.cat(last.ranks).numpy()
+    retriever_ranks = records.rows["ranks"]
+    final_ranks = records.ranks_by(model.fusion.final(model.settings.retriever))
     n_candidates = model.settings.rerank_candidates
     rows = chosen_rows(retriever_ranks <= n_candidates, model.seed)
     if not len(rows):
         return []
     interaction = rows_of(loader, rows).to(model.device)
     users = loader.dataset.id2token(loader.dataset.uid_field, interaction[model.USER_ID].cpu())
-    every = torch.arange(len(rows))
-    histories = histories_of(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN], every)
+    histories = model.rows_of(interaction, torch.arange(len(rows))).histories
     with torch.no_grad():
-        retrieved = model.retrieve(interaction)[:, :n_candidates].tolist()  # [S, K]
-    is_ranked = torch.cat(last.is_ranked).nonzero().squeeze(1)  # [R]
-    ranked = {row: place for place, row in enumerate(is_ranked.tolist())}
+        retrieved = model.propose(interaction).items.tolist()  # [S, K]
+    labels = next(iter(labels_of(model).values()), [])
+    ranked = np.flatnonzero(records.rows["is_ranked"]).tolist()  # [R]
+    place_of = {row: place for place, row in enumerate(ranked)}
     sample = []
     for i, row in enumerate(rows.tolist()):
-        target = int(interaction[model.ITEM_ID][i])
+        target, items = int(interaction[model.ITEM_ID][i]), retrieved[i]
+        best_first: Sequence[int] = range(len(items))
+        probabilities: dict[str, list[float]] = {}
+        if (place := place_of.get(row)) is not None:
+            items = records.ranked["items"][place].tolist()
+            best_first = records.ranked["best_first"][place].tolist()
+            opinions = records.opinions.items()
+            probabilities = {name: softmax(scores[place]).tolist() for name, scores in opinions}
+        candidates = _candidates(model, items, target, best_first, labels, probabilities)
         shown = histories[i][-model.settings.prompt_max_history :]
-        candidates = (
-            _ranked_candidates(model, last, ranked[row], target)
-            if row in ranked
-            else _candidates(model, retrieved[i], target)
-        )
         sample.append(
             SampledUser(
                 user=str(users[i]),
@@ -55,7 +69,7 @@ def sample_users(
                 target=model.item_texts[target],
                 retriever_rank=int(retriever_ranks[row]),
                 final_rank=int(final_ranks[row]),
-                was_ranked=row in ranked,
+                was_ranked=place is not None,
                 candidates=candidates,
             )
         )
@@ -86,30 +100,13 @@ def rows_of(loader, rows: np.ndarray) -> Interaction:
     return cat_interactions(parts)
 
 
-def _ranked_candidates(
-    model: LlamaRec, last: EvaluationPass, place: int, target: int
-) -> list[SampledCandidate]:
-    """Candidates of the row that was put into the final order as number ``place``."""
-    settings = model.settings
-    scores = CandidateScores.joined(last.scores, settings.rerank_candidates).rows([place])
-    best_first = best_first_of(model.final_scores(scores))[0].tolist()
-    items = _joined(last.pools)[place].tolist()
-    if scores.ranker is None:
-        return _candidates(model, items, target, best_first)
-    shown = _joined(last.orders)[place].tolist()
-    labels = dict(zip(shown, settings.verbalizer_labels, strict=False))  # none with likelihood
-    is_probability = settings.ranking_method != "generate"
-    probabilities = scores.ranker[0].exp().tolist() if is_probability else None
-    return _candidates(model, items, target, best_first, labels, probabilities)
-
-
 def _candidates(
     model: LlamaRec,
-    items: list[int],
+    items: Sequence[int],
     target: int,
-    best_first: list[int] | None = None,
-    labels: dict[int, str] | None = None,
-    probabilities: list[float] | None = None,
+    best_first: Sequence[int],
+    labels: Sequence[str],
+    probabilities: Mapping[str, Sequence[float]],
 ) -> list[SampledCandidate]:
     """Candidates in the final order.
 
@@ -117,22 +114,18 @@ def _candidates(
         model: knows their texts.
         items: in the retriever's order, ``[K]``.
         target: the item to find.
-        best_first: columns in the final order; the retriever's if left out.
-        labels: by column.
-        probabilities: by column.
+        best_first: columns in the final order.
+        labels: by column; none where the prompt has none.
+        probabilities: by scorer and column; none where the row was not scored.
     """
     return [
         SampledCandidate(
             title=model.item_texts[items[column]],
-            label=labels[column] if labels else None,
-            probability=probabilities[column] if probabilities else None,
+            label=labels[column] if labels and probabilities else None,
             retriever_rank=column + 1,
             final_rank=rank,
             is_target=items[column] == target,
+            probabilities={name: values[column] for name, values in probabilities.items()},
         )
-        for rank, column in enumerate(best_first or range(len(items)), start=1)
+        for rank, column in enumerate(best_first, start=1)
     ]
-
-
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat(parts) if parts else torch.empty(0)

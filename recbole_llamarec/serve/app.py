@@ -21,6 +21,7 @@ from recbole_llamarec.serve.schema import (
     ItemsAnswer,
     ModelAnswer,
     RankAnswer,
+    RankerState,
     RecommendAnswer,
     RequestModels,
 )
@@ -104,24 +105,30 @@ def _add_catalogue(app: FastAPI, recommender: Recommender, max_k: int) -> None:
         limit: Annotated[int, Query(ge=1, le=MAX_FOUND)] = 10,
     ) -> JSONResponse:
         """Items by title: what begins with the query first, then the more frequent."""
-        found = search.find(query, limit)
-        return JSONResponse({"items": [{"item": str(tokens[i]), "text": texts[i]} for i in found]})
+        ids = search.find(query, limit)
+        return JSONResponse({"items": [{"item": str(tokens[i]), "text": texts[i]} for i in ids]})
 
     @app.get("/model", responses=documented(401))
     def about() -> ModelAnswer:
         """What is served."""
+        fusion, scorer = model.fusion, recommender.language_model
         return ModelAnswer(
             dataset=recommender.dataset.dataset_name,
             retriever=model.settings.retriever,
-            ranker="used"
-            if model.ranker_has_a_say
-            else ("no weight" if model.is_ranker_attached else "none"),
-            fusion_weight=model.fusion_weight,
-            evidence_weight=model.evidence_weight,
+            ranker=_state_of_ranker(recommender),
+            ranking_method=None if scorer is None else scorer.name,
+            weights={name: (fusion.weights or {}).get(name, 0.0) for name in model.scorer_names},
+            with_retriever=fusion.with_retriever,
             n_items=model.n_items - 1,
             n_candidates=model.settings.rerank_candidates,
             max_k=max_k,
         )
+
+
+def _state_of_ranker(recommender: Recommender) -> RankerState:
+    if recommender.language_model is None:
+        return "none"
+    return "used" if recommender.is_language_model_used else "no weight"
 
 
 def _add_state(app: FastAPI, service: Service) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from recbole_llamarec.recommender import Candidate, Recommendation, Recommender
+from recbole_llamarec.given_candidates import Candidate
+from recbole_llamarec.recommender import Recommendation, Recommender
 from recbole_llamarec.serve.errors import ServiceError
 from recbole_llamarec.serve.schema import RankRequest, RecommendRequest
 
@@ -25,6 +26,12 @@ class Engine:
     def __init__(self, recommender: Recommender) -> None:
         self.recommender = recommender
         self.n_candidates: int = recommender.model.settings.rerank_candidates
+
+    @property
+    def max_candidates(self) -> int | None:
+        """Most candidates of one prompt; ``None`` is no limit, or no language model."""
+        scorer = self.recommender.language_model
+        return None if scorer is None else scorer.ranker.max_candidates
 
     def compute(self, requests: Sequence[Request]) -> list[Answer | Exception]:
         """An answer or an exception for each request; equal requests are computed once.
@@ -47,16 +54,17 @@ class Engine:
         """
         fields = {"history": request.history}
         if isinstance(request, RankRequest):
-            if not self.recommender.model.is_ranker_attached:
+            if self.recommender.prompts is None:
                 raise ServiceError(409)
             pool = request.candidates
             fields["candidates"] = tuple(item for item in pool if isinstance(item, str))
             if len(set(pool)) < len(pool):
                 raise ServiceError(422, "A candidate stands there twice.", "candidates")
-            if request.prompt and len(pool) > self.n_candidates:
+            most = self.max_candidates
+            if request.prompt and most is not None and len(pool) > most:
                 raise ServiceError(
                     422,
-                    f"More than {self.n_candidates} candidates are ranked in several prompts; "
+                    f"More than {most} candidates are ranked in several prompts; "
                     "give fewer to see the prompt.",
                     "prompt",
                 )
@@ -67,20 +75,20 @@ class Engine:
                 raise ServiceError(422, str(error), field) from error
 
     def _recommend(self, requests: Sequence[RecommendRequest]) -> list[Answer]:
-        model = self.recommender.model
+        recommender, fusion = self.recommender, self.recommender.model.fusion
+        has_prompt = recommender.is_language_model_used and recommender.prompts is not None
         # a prompt shows the first candidates, so that all of them are needed to tell it
         depths = [max(r.k, self.n_candidates) if r.prompt else r.k for r in requests]
         histories = [request.history for request in requests]
         answers = []
-        for request, result in zip(
-            requests, self.recommender.recommend(histories, max(depths)), strict=True
-        ):
+        results = recommender.recommend(histories, max(depths))
+        for request, result in zip(requests, results, strict=True):
             prompt = None
-            if request.prompt and model.ranker_has_a_say:
+            if request.prompt and has_prompt:
                 shown = sorted(result[: self.n_candidates], key=_retriever_rank)
-                prompt = self.recommender.prompt(request.history, [str(i.item) for i in shown])
+                prompt = recommender.prompt(request.history, [str(i.item) for i in shown])
             items = [asdict(item) for item in result[: request.k]]
-            answers.append({"items": items, "is_reranked": model.changes_order, "prompt": prompt})
+            answers.append({"items": items, "is_reranked": fusion.changes_order, "prompt": prompt})
         return answers
 
     def _rank(self, requests: Sequence[RankRequest]) -> list[Answer]:

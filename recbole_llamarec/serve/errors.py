@@ -20,7 +20,7 @@ _MESSAGES = {
     404: "There is nothing at this address; GET /docs lists what there is.",
     405: "This address does not take this method; GET /docs lists what it takes.",
     408: "The body did not arrive in time.",
-    409: "This model has no ranker; POST /recommend gives its retriever's order.",
+    409: "This model has no language model that reads prompts; use POST /recommend.",
     499: "The client has gone.",
     500: "The service failed; its log says why.",
     503: "The service is busy or stopping; come again.",

@@ -23,6 +23,7 @@ from recbole_llamarec.serve.limits import Limits
 MAX_TOKEN = 200  # characters of an item token or of a search
 MAX_FOUND = 50  # items of a search
 UNIQUE: dict[str, Any] = {"uniqueItems": True}
+RankerState = Literal["used", "no weight", "none"]
 TAGS = ("(token)", "(text)")  # of the two forms of a candidate; they show in pydantic's errors
 
 
@@ -131,10 +132,11 @@ class RankedItem(BaseModel):
     rank: int = Field(description="In the result, from 1.")
     score: float | None = Field(
         description="Final score among the candidates, higher is better; null behind them, and "
-        "where the language model was not asked."
+        "where the order is the retriever's."
     )
     probability: float | None = Field(
-        description="The language model's, among the candidates; null likewise."
+        description="The language model's, among the candidates; null behind them, and where "
+        "it was not asked."
     )
     retriever_rank: int | None = Field(
         description="Rank in the catalogue by the retriever alone; null for given candidates."
@@ -176,18 +178,21 @@ class ModelAnswer(BaseModel):
 
     dataset: str
     retriever: str
-    ranker: Literal["used", "no weight", "none"] = Field(
-        description="no weight: its fusion with the retriever gave it 0, so that POST /recommend "
-        "does not ask it; POST /rank does."
+    ranker: RankerState = Field(
+        description="no weight: the language model's fusion with the retriever gave it 0, so that "
+        "POST /recommend does not ask it; POST /rank does."
     )
-    fusion_weight: float | None = Field(
-        description="Of the ranker beside the retriever; null: the ranker alone orders."
+    ranking_method: str | None = Field(
+        description="How the language model is read, its name among the weights; null: none."
     )
-    evidence_weight: float = Field(
-        description="Of what other users chose next, beside both; 0: it takes no part."
+    weights: dict[str, float] = Field(
+        description="Of each scorer in the final order; 0: it takes no part."
+    )
+    with_retriever: bool = Field(
+        description="False: the scorers alone put the retriever's candidates into order."
     )
     n_items: int
-    n_candidates: int = Field(description="Items of the retriever that the ranker reads.")
+    n_candidates: int = Field(description="Items of the retriever that are put into order.")
     max_k: int = Field(description="Most items of an answer of POST /recommend.")
 
 

@@ -85,7 +85,7 @@ class Service:
         """Compute something before the first client comes, so that what loads late is loaded."""
         tokens = tuple(map(str, self.engine.recommender.tokens[1:3]))
         some: list[Request] = [RecommendRequest(history=tokens, k=1, prompt=False)]
-        if self.engine.recommender.model.is_ranker_attached:
+        if self.engine.recommender.prompts is not None:
             some.append(RankRequest(history=(), candidates=tokens, prompt=False))
         await asyncio.gather(*(asyncio.wrap_future(self.worker.submit(one)) for one in some))
 

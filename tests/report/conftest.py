@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from helpers import checkpoint_of, tiny_settings
 
+from recbole_llamarec import report
+
+report.install()  # at import, so that it is there before the first run of the session
+
 MARKUP = '</script><script>window.hurt=1</script> & "x" <img src=x onerror="window.hurt=1">\u2028'
 
 
@@ -29,6 +33,6 @@ def hostile(tmp_path_factory, tiny_llama) -> Path:
         patch.setattr("sys.argv", ["test"])
         run_recbole(
             config_dict=settings
-            | {"rerank_fusion": 0.5, "train_eval_steps": 1, "generate_instruction": MARKUP}
+            | {"rerank_fusion": 0.5, "train_eval_steps": 1, "likelihood_heading": MARKUP}
         )
     return checkpoint_of(root / "saved")

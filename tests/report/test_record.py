@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from recbole_llamarec.curve import TrainingCurve
-from recbole_llamarec.report.record import Journal, read_record, write_record
+from recbole_llamarec.report.record import read_record, write_record
+from recbole_llamarec.tuning.curve import TrainingCurve
+from recbole_llamarec.tuning.run_log import Journal
 
 
 def test_a_record_is_read_as_it_was_written(trained, tmp_path):
@@ -32,9 +33,9 @@ def test_curves_and_times_are_those_of_the_run(trained):
         "loading the language model",
         "training the retriever",
         "tuning the ranker",
-        "label prior and fusion",
+        "fusion",
         "test of the retriever",
-        "test of LlamaRec",
+        "test of all stages",
     ]
     assert all(seconds >= 0 for seconds in record.seconds.values())
 

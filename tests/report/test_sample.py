@@ -28,7 +28,10 @@ def test_sampled_users_are_as_the_table_has_them(hostile):
     assert {user.user for user in record.sample} == set(table.index)  # 39 users, all of them
     for user in record.sample:
         row = table.loc[user.user]
-        assert (user.retriever_rank, user.final_rank) == (row.retriever_rank, row.llamarec_rank)
+        assert (user.retriever_rank, user.final_rank) == (
+            row["rank:LRURec"],
+            row[f"rank:{record.final}"],
+        )
         assert len(user.history) == min(5, user.history_length)
         assert user.was_ranked == (user.retriever_rank <= 8)
         targets = [candidate for candidate in user.candidates if candidate.is_target]
@@ -37,7 +40,10 @@ def test_sampled_users_are_as_the_table_has_them(hostile):
             assert target.title == user.target
             assert target.retriever_rank == user.retriever_rank
             assert target.final_rank == user.final_rank
-            assert record.labels.index(target.label) == row.target_shown
+            assert record.labels["verbalizer"].index(target.label) == row["rank:LRURec"] - 1
+        if user.was_ranked:
+            chosen = max(user.candidates, key=lambda c: c.probabilities["verbalizer"])
+            assert chosen.retriever_rank - 1 == row["first:verbalizer"]
 
 
 def test_candidates_stand_in_the_final_order(hostile):
@@ -48,10 +54,12 @@ def test_candidates_stand_in_the_final_order(hostile):
         assert sorted(c.retriever_rank for c in user.candidates) == list(range(1, 9))
         assert not set(user.history) & {c.title for c in user.candidates}  # seen items are masked
         if user.was_ranked:
-            assert sum(c.probability for c in user.candidates) == pytest.approx(1, abs=1e-4)
+            assert sum(c.probabilities["verbalizer"] for c in user.candidates) == pytest.approx(
+                1, abs=1e-4
+            )
             by_place = sorted(user.candidates, key=lambda c: c.retriever_rank)
             assert [c.label for c in by_place] == list("ABCDEFGH")
             n_moved += [c.retriever_rank for c in user.candidates] != list(range(1, 9))
         else:
-            assert {c.probability for c in user.candidates} == {None}
+            assert all(c.probabilities == {} and c.label is None for c in user.candidates)
     assert n_moved

@@ -6,6 +6,7 @@ import pytest
 from running_service import run
 
 from recbole_llamarec.recommender import Recommender
+from recbole_llamarec.scoring.fusion import Fusion
 
 EVIL = "<img src=x onerror=hit=1>"
 
@@ -86,7 +87,7 @@ def test_rows_of_one_film_are_marked_in_both_lists(open_page, service, recommend
 
 def test_markup_in_a_title_is_text(open_page, trained):
     recommender = Recommender.from_checkpoint(trained.checkpoint)
-    recommender.model.item_texts = [f"{EVIL}{n}" for n in range(61)]
+    recommender.model.item_texts[:] = [f"{EVIL}{n}" for n in range(61)]  # which the prompts share
     running = run(recommender)
     try:
         watched = open_page(running.url)
@@ -107,7 +108,7 @@ def test_markup_in_a_title_is_text(open_page, trained):
 
 
 def test_a_ranker_without_weight_is_said(open_page, service, recommender, monkeypatch):
-    monkeypatch.setattr(recommender.model, "fusion_weight", 0.0)
+    monkeypatch.setattr(recommender.model, "fusion", Fusion({"verbalizer": 0.0}))
     watched = open_page(service.url, width=390)
     page = watched.page
     pick(page, recommender.texts[5])

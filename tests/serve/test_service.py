@@ -12,6 +12,8 @@ import httpx2
 import pytest
 from running_service import run, wait_until
 
+from recbole_llamarec.scoring.fusion import Fusion
+
 POOL = ["i1", "i5", "i7", {"text": "A film that nobody has seen"}]
 
 
@@ -46,14 +48,14 @@ def test_recommendations_are_the_recommenders_in_the_evaluators_order(
 
 def test_given_candidates_are_ranked_and_texts_are_forgotten(service, recommender, test_rows):
     _, histories, _ = test_rows
-    known = len(recommender.model.ranker.prompts.titles)
+    known = len(recommender.prompts.titles)
     answer = service.rank(histories[0], POOL)
     assert None in tokens(answer)
     assert_equal_items(answer.json()["items"], recommender.rank(histories[0], POOL))
     assert tokens(service.rank([], [f"i{n}" for n in range(20)])) == [
         item.item for item in recommender.rank([], [f"i{n}" for n in range(20)])
     ]
-    assert len(recommender.model.ranker.prompts.titles) == known
+    assert len(recommender.prompts.titles) == known
 
 
 def test_the_prompt_is_told_on_request(service, recommender, test_rows):
@@ -70,17 +72,20 @@ def test_the_prompt_is_told_on_request(service, recommender, test_rows):
 
 
 def test_a_ranker_without_weight_is_not_asked(service, recommender, test_rows, monkeypatch):
-    monkeypatch.setattr(recommender.model, "fusion_weight", 0.0)
+    monkeypatch.setattr(recommender.model, "fusion", Fusion({"verbalizer": 0.0}))
     answer = service.recommend(test_rows[1][0], k=12, prompt=True).json()
     assert [item["retriever_rank"] for item in answer["items"]] == list(range(1, 13))
     assert all(item["probability"] is item["score"] is None for item in answer["items"])
     assert (answer["is_reranked"], answer["prompt"]) == (False, None)
-    assert service.client.get("/model").json()["ranker"] == "no weight"
+    about = service.client.get("/model").json()
+    assert (about["ranker"], about["ranking_method"]) == ("no weight", "verbalizer")
+    assert (about["weights"], about["with_retriever"]) == ({"verbalizer": 0.0}, True)
     assert service.rank([], POOL).status_code == 200  # asked for by name
 
 
-def test_a_model_without_a_ranker_says_so(service, recommender, monkeypatch):
-    monkeypatch.setattr(type(recommender.model), "is_ranker_attached", False)
+def test_a_model_without_a_language_model_says_so(service, recommender, monkeypatch):
+    monkeypatch.setattr(recommender.model, "scorers", {})
+    monkeypatch.setattr(recommender.model, "fusion", Fusion({}))
     answer = service.rank([], POOL)
     assert (answer.status_code, answer.json()["error"]["field"]) == (409, None)
     assert service.client.get("/model").json()["ranker"] == "none"
