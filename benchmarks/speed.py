@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def bench_of(options: argparse.Namespace) -> Bench:
-    """The data set and the language models of a run."""
-    return Bench.of(options.dataset, options.data, options.llm)
+    """The data set and the language models of a run, which are read once."""
+    return _bench(options.dataset, options.data, options.llm)
+
+
+@cache
+def _bench(dataset: str, data: str | None, llm: str) -> Bench:
+    return Bench.of(dataset, data, llm)
 
 
 def task_of(options: argparse.Namespace, **more: Any) -> dict[str, Any]:

@@ -139,10 +139,11 @@ def test_a_part_that_is_there_is_not_measured_again(scripts, tmp_path, monkeypat
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_quick_mode_runs_every_part(scripts, workdir, tiny_llama, monkeypatch, capsys):
     """With real models of all kinds; what has a process of its own runs in this one."""
     pytest.importorskip("matplotlib", reason="benchmarks/requirements.txt is not installed")
-    folder = write_dataset(workdir / "data", "ml-100k", n_users=200)
+    folder = write_dataset(workdir / "data", "ml-100k", n_users=80)
     items = folder / "ml-100k.item"
     head, _, lines = items.read_text().partition("\n")
     head = head.replace("title:token_seq", "movie_title:token_seq")
@@ -169,6 +170,6 @@ def test_the_quick_mode_runs_every_part(scripts, workdir, tiny_llama, monkeypatc
     for (run,) in report["evaluation"].values():
         assert run["rows"] == 8 and 0 < run["ranked"] <= 8
         assert 0 < run["in_model"] < run["seconds"]
-    assert report["retrieval"]["all users"]["users"] > 100
+    assert report["retrieval"]["all users"]["users"] > 50
     assert "## Where the time goes" in capsys.readouterr().out
     assert str(workdir) not in (workdir / "ml-100k.json").read_text()
