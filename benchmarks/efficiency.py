@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from efficiency_report import import_pyplot, plot, table
-from machine import cpu_name
+from machine import cpu_name, without_folder
 from results import write_whole
 from tqdm import tqdm
 
@@ -259,11 +259,6 @@ def command(options: argparse.Namespace) -> str:
         f"--rounds {options.rounds} --llm {without_folder(options.llm)} --device {options.device} "
         f"--seed {options.seed}"
     )
-
-
-def without_folder(llm: str) -> str:
-    """The name of a language model; of a local one, that of its file or folder."""
-    return Path(llm).name if Path(llm).expanduser().exists() else llm
 
 
 def device_name(device: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import transformers
-from machine import cpu_name
+from machine import cpu_name, without_folder
 from speed_methods import (
     EMBEDDED,
     Bench,
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the parts that are missing and write the table."""
     options = parse_arguments(arguments)
     file = options.out / f"{options.dataset}.json"
-    report = json.loads(file.read_text()) if file.is_file() else {}
+    report = started_report(file, options)
     report["machine"] = {
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
@@ -98,6 +98,24 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.quick:
         options.rounds, options.prompts, options.rows = 1, 2, 8
     return options
+
+
+def started_report(file: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What was measured before, or nothing yet.
+
+    Raises:
+        ValueError: the file holds another language model's figures, or those of a quick run.
+    """
+    conditions = {"llm": without_folder(options.llm), "quick": options.quick}
+    if not file.is_file():
+        return {"conditions": conditions}
+    report = json.loads(file.read_text())
+    before = report.setdefault("conditions", {"llm": EMBEDDED, "quick": False})
+    if before != conditions:
+        raise ValueError(
+            f"{file} was measured with {before}, and now it is {conditions}: name another --out."
+        )
+    return report
 
 
 def bench_of(options: argparse.Namespace) -> Bench:

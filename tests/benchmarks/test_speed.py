@@ -143,8 +143,8 @@ def test_a_part_that_is_there_is_not_measured_again(scripts, tmp_path, monkeypat
 def test_the_quick_mode_runs_every_part(scripts, workdir, tiny_llama, monkeypatch, capsys):
     """With real models of all kinds; what has a process of its own runs in this one."""
     pytest.importorskip("matplotlib", reason="benchmarks/requirements.txt is not installed")
-    folder = write_dataset(workdir / "data", "ml-100k", n_users=80)
-    items = folder / "ml-100k.item"
+    folder = write_dataset(workdir / "data", "ml-latest-small", n_users=80)
+    items = folder / "ml-latest-small.item"
     head, _, lines = items.read_text().partition("\n")
     head = head.replace("title:token_seq", "movie_title:token_seq")
     items.write_text(head.replace("year:token", "release_year:token") + "\n" + lines)
@@ -160,9 +160,9 @@ def test_the_quick_mode_runs_every_part(scripts, workdir, tiny_llama, monkeypatc
 
     monkeypatch.setattr(speed, "in_a_process", in_this_process)
     given = [f"--data={workdir / 'data'}", f"--out={workdir}", f"--llm={tiny_llama}", "--quick"]
-    speed.main(["ml-100k", *given])
+    speed.main(["ml-latest-small", *given])
     assert set(parts) == {"tuning", "evaluation", "start", "retrieval", "large_catalogue"}
-    report = json.loads((workdir / "ml-100k.json").read_text())
+    report = json.loads((workdir / "ml-latest-small.json").read_text())
     assert set(speed.PARTS) < set(report)
     assert report["tuning"]["ours"][0]["loss"] == pytest.approx(
         report["tuning"]["reference"][0]["loss"], abs=1e-4
@@ -172,4 +172,20 @@ def test_the_quick_mode_runs_every_part(scripts, workdir, tiny_llama, monkeypatc
         assert 0 < run["in_model"] < run["seconds"]
     assert report["retrieval"]["all users"]["users"] > 50
     assert "## Where the time goes" in capsys.readouterr().out
-    assert str(workdir) not in (workdir / "ml-100k.json").read_text()
+    for ending in ("json", "md"):
+        assert str(workdir) not in (workdir / f"ml-latest-small.{ending}").read_text()
+
+
+@pytest.mark.parametrize("other", [["--quick"], ["--llm=another/model"]])
+def test_figures_of_other_conditions_are_not_mixed(scripts, tmp_path, other):
+    speed = scripts["speed"]
+    (tmp_path / "tiny.json").write_text('{"start": {}}')  # as files of version 0.1 are
+    with pytest.raises(ValueError, match=r"tiny.json .* name another --out"):
+        speed.main(["tiny", f"--out={tmp_path}", *other])
+
+
+@pytest.mark.parametrize("name", ["ml-100k", "amazon-beauty"])
+def test_the_committed_table_is_that_of_the_committed_figures(scripts, name):
+    folder = ROOT / "benchmarks" / "results" / "speed"
+    report = json.loads((folder / f"{name}.json").read_text())
+    assert scripts["speed_table"].table(name, report) == (folder / f"{name}.md").read_text()
