@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from recbole.config import Config
 from recbole.data import create_dataset
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from results import write_whole
-from stages import stage_names, tested_stages, users_table, validated_stages
+from stages import fusion_summary, tested_stages, users_table, validated_stages
 from suite import CELL_LINE, CELL_USERS, Cell, retriever_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
@@ -68,6 +69,7 @@ def run_cell(
         retriever alone, which is compared with nothing.
     """
     start = time.time()
+    remove_run(work)  # what was stopped starts anew, so that times are those of a whole run
     config = Config(
         model="LlamaRec", dataset=cell["dataset"], config_dict=settings_of(cell, data, work)
     )
@@ -85,26 +87,25 @@ def run_cell(
 
     score, valid_result = trainer.fit(train, valid, callback_fn=note)
     trained = time.time()
-    names = stage_names(config["retriever"], config["ranking_method"])
     tested: dict[str, Any] = {}
     users = None
     if not cell["validation_only"]:
         trainer.evaluate(test, load_best_model=False)
         report = trainer.report
-        tested = tested_stages(report, names)
+        tested = tested_stages(report)
         tested |= {"n_rows": report.n_rows, "n_retrieved": report.n_retrieved}
-        users = users_table(report.users, names) if len(names) > 1 else None
+        stages = [stage.name for stage in report.stages]
+        users = users_table(report.users, stages) if len(stages) > 1 else None
     evaluated = time.time()
     keep_retriever(work)
-    fusion = trainer.journal.fusion
     line = {
         "id": Cell(**cell).id,
         **cell,
         "split": asdict(split),
         "valid_score": score,
         "valid": valid_result,
-        "valid_stages": validated_stages(trainer.journal.validation, names),
-        "fusion": None if fusion is None else asdict(fusion),
+        "valid_stages": validated_stages(trainer.journal.validation),
+        "fusion": fusion_summary(model.fusion),
         **tested,
         "curve": curve,
         "parameters": sum(p.numel() for p in model.retriever.parameters()),
@@ -125,11 +126,19 @@ def run_cell(
 
 
 def keep_retriever(work: Path) -> None:
-    """Leave of the checkpoints only the retriever's, under a name that another cell can tell."""
+    """Leave of a run's files only the retriever's, under a name that another cell can tell."""
     for file in work.glob("LlamaRec-*.*.pth"):
         file.replace(retriever_file(work))
-    for file in work.glob("LlamaRec-*.pth"):
-        file.unlink()
+    remove_run(work)
+
+
+def remove_run(work: Path) -> None:
+    """Remove checkpoints, adapters and states to go on from."""
+    for path in work.glob("LlamaRec-*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def main() -> None:

@@ -25,22 +25,22 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from efficiency_report import import_pyplot, plot, table
-from machine import cpu_name
+from machine import cpu_name, without_folder
 from results import write_whole
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
-from recbole_llamarec.ranking.generation import GENERATE_INSTRUCTION, GeneratingRanker
-from recbole_llamarec.ranking.language_model import (
-    LanguageModelSettings,
-    load_language_model,
-)
-from recbole_llamarec.ranking.pieces import ANCHOR
-from recbole_llamarec.ranking.prompt import PromptBuilder
-from recbole_llamarec.ranking.ranker import Ranker
-from recbole_llamarec.ranking.template import PromptTemplate
-from recbole_llamarec.ranking.verbalizer import Verbalizer, default_labels
+from generation import Generating
+
+from recbole_llamarec.ranking.letters import Letters
+from recbole_llamarec.ranking.model.batching import TokenBudget
+from recbole_llamarec.ranking.model.forward import forward_for
+from recbole_llamarec.ranking.model.loading import LanguageModelSettings, load_language_model
+from recbole_llamarec.ranking.prompt.pieces import ANCHOR
+from recbole_llamarec.ranking.protocol import RankerParts, ranker_class_of
+from recbole_llamarec.ranking.rank import rank_all
+from recbole_llamarec.settings import LlamaRecSettings
 
 LENGTHS = (5, 10, 15, 20, 25, 30, 35, 40)
 N_HISTORY = 20
@@ -53,8 +53,8 @@ BATCH_TOKENS = 1  # a prompt that exceeds it makes a batch of its own
 class Rankers(NamedTuple):
     """Both methods over the same model and titles."""
 
-    verbalizing: Ranker
-    generating: GeneratingRanker
+    verbalizing: Letters
+    generating: Generating
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,9 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     import_pyplot()  # before minutes of measuring, not after
     torch.manual_seed(options.seed)
-    model, tokenizer = load_language_model(
-        LanguageModelSettings(name_or_path=options.llm), torch.device(options.device)
-    )
+    device = torch.device(options.device)
+    model, tokenizer = load_language_model(LanguageModelSettings(name_or_path=options.llm), device)
+    forward = forward_for(model, "auto", device)
     file = options.out / f"{options.name}.json"
     options.out.mkdir(parents=True, exist_ok=True)
     report = started_report(file, options, model)
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tqdm(total=2 * options.rounds * len(missing), unit="prompt", ncols=100) as progress:
         for length in missing:
             progress.set_description(f"{length} tokens a title")
-            rankers = build_rankers(model, tokenizer, length, options.seed)
+            rankers = build_rankers(model, tokenizer, forward, length, options.seed)
             measured = measure(rankers, length, options.rounds, options.seed, progress)
             report["lengths"][str(length)] = measured
             write_whole(file, (json.dumps(report, indent=2) + "\n").encode())
@@ -105,26 +105,23 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def build_rankers(model, tokenizer, length: int, seed: int) -> Rankers:
-    """Both rankers for a catalogue of titles of ``length`` tokens each."""
+def build_rankers(model, tokenizer, forward, length: int, seed: int) -> Rankers:
+    """Both rankers for a catalogue of titles of ``length`` tokens each.
+
+    Raises:
+        ValueError: the prompts change the titles, so that they have other lengths.
+    """
     titles = ["", *made_up_titles(tokenizer, length, N_ITEMS, random.Random(seed))]
-    labels = default_labels(N_CANDIDATES)
-
-    def prompts(template: PromptTemplate) -> PromptBuilder:
-        builder = PromptBuilder(
-            tokenizer, titles, labels, template, max_history=N_HISTORY, max_title_tokens=length
-        )
-        if builder.titles[1:] != titles[1:]:
-            raise ValueError(f"Titles of {length} tokens were changed in the prompt.")
-        return builder
-
-    shown = prompts(PromptTemplate())
-    text = shown.text(range(1, N_HISTORY + 1), range(1, N_CANDIDATES + 1))
-    verbalizer = Verbalizer.for_tokenizer(tokenizer, labels, text)
-    asked = prompts(PromptTemplate(instruction=GENERATE_INSTRUCTION))
-    return Rankers(
-        Ranker(model, shown, verbalizer, BATCH_TOKENS), GeneratingRanker(model, asked, BATCH_TOKENS)
+    settings = LlamaRecSettings(
+        rerank_candidates=N_CANDIDATES,
+        prompt_max_history=N_HISTORY,
+        prompt_max_title_tokens=length,
     )
+    parts = RankerParts(model, tokenizer, forward, titles, settings)
+    rankers = Rankers(*(ranker_class_of(name).build(parts) for name in ("verbalizer", "generate")))
+    if any(ranker.prompts.titles[1:] != titles[1:] for ranker in rankers):
+        raise ValueError(f"Titles of {length} tokens were changed in the prompt.")
+    return rankers
 
 
 def made_up_titles(tokenizer, length: int, count: int, generator: random.Random) -> list[str]:
@@ -191,11 +188,12 @@ def measure(rankers: Rankers, length: int, rounds: int, seed: int, progress: tqd
     n_new_tokens = N_CANDIDATES * length
     verbalizing, generating = [], []
     n_prompt_tokens = set()
+    budget = TokenBudget(BATCH_TOKENS, "llm_batch_tokens")
     for round_number in range(-1, rounds):  # round -1 warms up, and is not counted
         items = generator.sample(range(1, N_ITEMS + 1), N_HISTORY + N_CANDIDATES)
         history, candidates = items[:N_HISTORY], items[N_HISTORY:]
         start = time.perf_counter()
-        rankers.verbalizing.rank([history], [candidates])
+        rank_all(rankers.verbalizing, [history], [candidates], budget)
         middle = time.perf_counter()
         prompt = rankers.generating.prompts.encode(history, candidates)
         n_written = n_new_tokens if round_number >= 0 else WARM_UP_TOKENS
@@ -261,11 +259,6 @@ def command(options: argparse.Namespace) -> str:
         f"--rounds {options.rounds} --llm {without_folder(options.llm)} --device {options.device} "
         f"--seed {options.seed}"
     )
-
-
-def without_folder(llm: str) -> str:
-    """The name of a language model; of a local one, that of its file or folder."""
-    return Path(llm).name if Path(llm).expanduser().exists() else llm
 
 
 def device_name(device: str) -> str:

@@ -12,3 +12,8 @@ def cpu_name() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def without_folder(llm: str) -> str:
+    """The name of a language model; of a local one, that of its file or folder."""
+    return Path(llm).name if Path(llm).expanduser().exists() else llm

@@ -13,7 +13,7 @@ from tables import Groups, common_stages, markdown_table, tested
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
-from recbole_llamarec.evaluation import paired_test
+from recbole_llamarec.evaluation.statistics import paired_test
 
 
 def significance(

@@ -1,6 +1,6 @@
 """Speed of ranking, tuning, evaluation and retrieval against what one would write without us.
 
-    python benchmarks/speed.py ml-100k --out FOLDER [--data DIR] [--gguf FILE]
+    python benchmarks/speed.py ml-100k --out FOLDER [--data DIR] [--gguf FILE] [--quick]
 
 Each part is measured in rounds, all methods in turn in each round, and medians count. Parts that
 FOLDER/<data set>.json already holds are not measured again; FOLDER/<data set>.md is the table.
@@ -12,18 +12,21 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from machine import cpu_name
+from machine import cpu_name, without_folder
 from speed_methods import (
+    EMBEDDED,
     Bench,
     flops_of_prompts,
     llama_cpp_ranking,
     matrix_rate,
+    ours,
     ranking_methods,
 )
 from speed_table import table
@@ -43,11 +46,11 @@ OPERATIONS = {
 EVALUATION = ("float32", "bfloat16", "8 bits")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the parts that are missing and write the table."""
-    options = parse_arguments()
+    options = parse_arguments(arguments)
     file = options.out / f"{options.dataset}.json"
-    report = json.loads(file.read_text()) if file.is_file() else {}
+    report = started_report(file, options)
     report["machine"] = {
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
@@ -77,7 +80,7 @@ def main() -> None:
     print(text)
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("dataset", help="a data set with a property file, such as ml-100k")
@@ -86,15 +89,54 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=16, help="of one round")
     parser.add_argument("--rows", type=int, default=1000, help="test rows of the evaluation")
+    parser.add_argument("--llm", default=EMBEDDED, help="as llm_name_or_path")
     parser.add_argument("--gguf", help="the same model for llama.cpp (needs xllamacpp)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--again", nargs="*", choices=PARTS, default=(), help="measure once more")
-    return parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="only see that everything runs")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.rounds, options.prompts, options.rows = 1, 2, 8
+    return options
+
+
+def started_report(file: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What was measured before, or nothing yet.
+
+    Raises:
+        ValueError: the file holds another language model's figures, or those of a quick run.
+    """
+    conditions = {"llm": without_folder(options.llm), "quick": options.quick}
+    if not file.is_file():
+        return {"conditions": conditions}
+    report = json.loads(file.read_text())
+    before = report.setdefault("conditions", {"llm": EMBEDDED, "quick": False})
+    if before != conditions:
+        raise ValueError(
+            f"{file} was measured with {before}, and now it is {conditions}: name another --out."
+        )
+    return report
+
+
+def bench_of(options: argparse.Namespace) -> Bench:
+    """The data set and the language models of a run, which are read once."""
+    return _bench(options.dataset, options.data, options.llm)
+
+
+@cache
+def _bench(dataset: str, data: str | None, llm: str) -> Bench:
+    return Bench.of(dataset, data, llm)
+
+
+def task_of(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """What a process of its own is told."""
+    names = ("dataset", "data", "llm", "prompts", "rows", "quick")
+    return {**{name: getattr(options, name) for name in names}, **more}
 
 
 def measure_ranking(options: argparse.Namespace, _report: dict) -> dict[str, Any]:
     """Seconds a prompt of each method, in rounds, and the greatest difference of scores."""
-    bench = Bench.of(options.dataset, options.data)
+    bench = bench_of(options)
     methods = ranking_methods(bench)
     if options.gguf:
         methods["llama.cpp, 4 bits"] = llama_cpp_ranking(bench, options.gguf)
@@ -138,68 +180,68 @@ def measure_in_processes(
     part: str, methods: tuple[str, ...], options: argparse.Namespace, rounds: int | None = None
 ) -> dict[str, list[dict]]:
     """What a process of its own reports of each method in each round, with its peak memory."""
-    found: dict[str, list[dict]] = {name: [] for name in methods}
+    runs: dict[str, list[dict]] = {name: [] for name in methods}
     for turn in tqdm(range(rounds or options.rounds), unit="round", ncols=100):
         for name in methods:
-            task = {"dataset": options.dataset, "data": options.data, "method": name, "seed": turn}
-            task |= {"prompts": options.prompts, "rows": options.rows}
-            found[name].append(in_a_process(part, task))
-    return found
+            runs[name].append(in_a_process(part, task_of(options, method=name, seed=turn)))
+    return runs
 
 
 def measure_retrieval(options: argparse.Namespace, _report: dict) -> dict[str, dict]:
     """Candidates of all users, and of few and more users over a million items."""
-    task = {"dataset": options.dataset, "data": options.data}
-    found = {"all users": in_a_process("retrieval", task)}
+    runs = {"all users": in_a_process("retrieval", task_of(options))}
+    n_items = 10_000 if options.quick else 1_000_000
     for n_users in (256, 1024):
-        found[f"{n_users} users"] = in_a_process("large_catalogue", {"users": n_users})
-    return found
+        task = {"users": n_users, "items": n_items}
+        runs[f"{n_users} users"] = in_a_process("large_catalogue", task)
+    return runs
 
 
 def measure_growth(options: argparse.Namespace, _report: dict) -> dict[str, dict[str, float]]:
     """Seconds over the number of users, history length, candidates and catalogue size."""
-    bench = Bench.of(options.dataset, options.data)
-    ranker = bench.ranker("bfloat16")
+    bench = bench_of(options)
+    rank = ours(bench.ranker("bfloat16"))
 
     def seconds(n_users: int, n_history: int, n_candidates: int) -> float:
         times = []
         for turn in range(options.rounds):
             histories, candidates = bench.sample(n_users, turn, n_history, n_candidates)
             start = time.perf_counter()
-            ranker.rank(histories, candidates)
+            rank(histories, candidates)
             times.append(time.perf_counter() - start)
         return statistics.median(times)
 
-    seconds(2, 20, 20)
+    seconds(2, 20, 20)  # warms up
+    sizes = slice(2) if options.quick else slice(None)
     catalogues = {
         str(n_items): in_a_process("large_catalogue", {"users": 256, "items": n_items})["seconds"]
-        for n_items in (10_000, 100_000, 1_000_000)
+        for n_items in (10_000, 100_000, 1_000_000)[sizes]
     }
     return {
-        "users": {str(n): seconds(n, 20, 20) for n in (4, 8, 16, 32)},
-        "history": {str(n): seconds(8, n, 20) for n in (0, 5, 10, 20, 40)},
-        "candidates": {str(n): seconds(8, 20, n) for n in (2, 5, 10, 20, 40)},
+        "users": {str(n): seconds(n, 20, 20) for n in (4, 8, 16, 32)[sizes]},
+        "history": {str(n): seconds(8, n, 20) for n in (0, 5, 10, 20, 40)[sizes]},
+        "candidates": {str(n): seconds(8, 20, n) for n in (2, 5, 10, 20, 40)[sizes]},
         "catalogue": catalogues,
     }
 
 
 def measure_profile(options: argparse.Namespace, _report: dict) -> dict[str, dict[str, float]]:
     """What share of a ranking's processor time each kind of operation takes."""
-    bench = Bench.of(options.dataset, options.data)
-    found = {}
+    bench = bench_of(options)
+    shares = {}
     for kind in ("float32", "bfloat16"):
-        ranker = bench.ranker(kind)
+        rank = ours(bench.ranker(kind))
         rows = bench.sample(options.prompts, seed=0)
-        ranker.rank(*rows)
+        rank(*rows)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            ranker.rank(*rows)
+            rank(*rows)
         seconds = dict.fromkeys((*OPERATIONS, "other"), 0.0)
         for event in profiler.key_averages():
             kind_of = next((k for k, names in OPERATIONS.items() if event.key in names), "other")
             seconds[kind_of] += event.self_cpu_time_total
         total = sum(seconds.values())
-        found[kind] = {name: part / total for name, part in seconds.items()}
-    return found
+        shares[kind] = {name: part / total for name, part in seconds.items()}
+    return shares
 
 
 def plot_growth(growth: dict[str, dict[str, float]], file: Path) -> None:

@@ -20,20 +20,23 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 
 import recbole_llamarec  # noqa: F401  registers the models
-from recbole_llamarec.ranking.batching import pad_right
-from recbole_llamarec.ranking.language_model import (
+from recbole_llamarec.ranking.letters import Letters
+from recbole_llamarec.ranking.model.batching import TokenBudget
+from recbole_llamarec.ranking.model.forward import Padded, forward_for
+from recbole_llamarec.ranking.model.loading import (
+    EMBEDDED,
     LanguageModelSettings,
-    last_hidden,
     load_language_model,
-    output_head,
 )
-from recbole_llamarec.ranking.packing import PACKED
-from recbole_llamarec.ranking.prompt import PromptBuilder
-from recbole_llamarec.ranking.ranker import Ranker
-from recbole_llamarec.ranking.verbalizer import Verbalizer, default_labels
+from recbole_llamarec.ranking.model.packing import PACKED
+from recbole_llamarec.ranking.protocol import RankerParts
+from recbole_llamarec.ranking.rank import rank_all
+from recbole_llamarec.settings import LlamaRecSettings
 
+CPU = torch.device("cpu")
 K = 20
 N_HISTORY = 20
+MOST_CANDIDATES, MOST_HISTORY = 40, 40
 REFERENCE_BATCH = 16
 BATCH_TOKENS = 2048
 MODELS = {
@@ -59,39 +62,41 @@ class Bench:
 
     histories: list[list[int]]
     titles: list[str]
-    models: dict[str, tuple] = field(default_factory=dict)
-    prompts: PromptBuilder | None = None
+    llm: str = EMBEDDED
+    rankers: dict[str, Letters] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, dataset: str, data: str | None, **settings: Any) -> Bench:
-        """Read a data set as LlamaRec does; ``settings`` are further keys."""
+    def of(cls, dataset: str, data: str | None, llm: str = EMBEDDED, **settings: Any) -> Bench:
+        """Read a data set as LlamaRec does.
+
+        Args:
+            dataset, data: its name, and RecBole's ``data_path``.
+            llm: as ``llm_name_or_path``.
+            settings: further keys.
+        """
         config, train, _, test = read(dataset, data, ranking_method="none", **settings)
         rows = test.dataset.inter_feat
         sequences = rows["item_id_list"].tolist()
         lengths = rows["item_length"].tolist()
         histories = [row[:n] for row, n in zip(sequences, lengths, strict=True)]
-        return cls(histories, train.dataset.item_texts(config["item_text_fallback"]))
+        return cls(histories, train.dataset.item_texts(config["item_text_fallback"]), llm)
 
-    def model(self, kind: str):
+    def model(self, kind: str) -> Any:
         """A language model of ``MODELS``."""
-        return self._loaded(kind)[0]
+        return self.ranker(kind).model
 
-    def _loaded(self, kind: str) -> tuple:
-        if kind not in self.models:
-            settings = LanguageModelSettings(**MODELS[kind])
-            self.models[kind] = load_language_model(settings, torch.device("cpu"))
-        return self.models[kind]
-
-    def ranker(self, kind: str, n_permutations: int = 1) -> Ranker:
-        """Our ranker of the paper's prompts."""
-        model, tokenizer = self._loaded(kind)
-        labels = default_labels(2 * K)
-        if self.prompts is None:  # all read the same tokenizer
-            self.prompts = PromptBuilder(tokenizer, self.titles, labels, max_history=2 * N_HISTORY)
-        prompts = self.prompts
-        text = prompts.text(range(1, K + 1), range(1, K + 1))
-        verbalizer = Verbalizer.for_tokenizer(tokenizer, labels, text)
-        return Ranker(model, prompts, verbalizer, BATCH_TOKENS, n_permutations)
+    def ranker(self, kind: str) -> Letters:
+        """Our ranker of the paper's prompts, with packed attention."""
+        if kind not in self.rankers:
+            loading = LanguageModelSettings(**{"name_or_path": self.llm, **MODELS[kind]})
+            model, tokenizer = load_language_model(loading, CPU)
+            forward = forward_for(model, PACKED, CPU)
+            settings = LlamaRecSettings(
+                rerank_candidates=MOST_CANDIDATES, prompt_max_history=MOST_HISTORY
+            )
+            parts = RankerParts(model, tokenizer, forward, self.titles, settings)
+            self.rankers[kind] = Letters.build(parts)
+        return self.rankers[kind]
 
     def sample(
         self, n_users: int, seed: int, n_history: int = N_HISTORY, n_candidates: int | None = None
@@ -112,42 +117,48 @@ class Bench:
         return [len(prompts.encode(h, c)) for h, c in zip(histories, candidates, strict=True)]
 
 
+def ours(ranker: Letters) -> Method:
+    """A ranking by our own function, in passes of ``BATCH_TOKENS``."""
+
+    budget = TokenBudget(BATCH_TOKENS, "llm_batch_tokens")
+
+    def rank(histories: list, candidates: list) -> Tensor:
+        return rank_all(ranker, histories, candidates, budget)
+
+    return rank
+
+
 def ranking_methods(bench: Bench) -> dict[str, Method]:
     """From the reference to ours, one change at a time; then what goes beyond."""
-    ours = bench.ranker("float32")
-    tokenizer = ours.prompts.tokenizer
+    ranker = bench.ranker("float32")
+    model: Any = ranker.model
+    tokenizer = ranker.prompts.tokenizer
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    label_ids = torch.tensor(ours.verbalizer.token_ids[:K])
-    model = ours.model
-    ordinary = "sdpa"
+    label_ids = list(ranker.verbalizer.token_ids[:K])
+    padded = Letters(model, Padded(model), ranker.prompts, ranker.verbalizer)
 
     def unpacked(method: Method) -> Method:
-        """As transformers has it."""
+        """With the attention that transformers itself takes."""
 
         def run(histories: list, candidates: list) -> Tensor | None:
-            model.packs_prompts = False
-            model.set_attn_implementation(ordinary)
+            model.set_attn_implementation("sdpa")
             try:
                 return method(histories, candidates)
             finally:
                 model.set_attn_implementation(PACKED)
-                model.packs_prompts = True
 
         return run
 
-    def batches(histories: list, candidates: list) -> list[tuple[list, list]]:
-        starts = range(0, len(histories), REFERENCE_BATCH)
-        return [
-            (histories[i : i + REFERENCE_BATCH], candidates[i : i + REFERENCE_BATCH])
-            for i in starts
-        ]
+    def batches(histories: list, candidates: list) -> list[list[tuple[list, list]]]:
+        rows = list(zip(histories, candidates, strict=True))
+        return [rows[i : i + REFERENCE_BATCH] for i in range(0, len(rows), REFERENCE_BATCH)]
 
     @torch.no_grad()
     def reference(histories: list, candidates: list) -> Tensor:
         parts = []
         for rows in batches(histories, candidates):
-            texts = [ours.prompts.text(h, c) for h, c in zip(*rows, strict=True)]
+            texts = [ranker.prompts.text(*row) for row in rows]
             encoded = tokenizer(texts, padding=True, return_tensors="pt")
             logits = model(**encoded).logits[:, -1, label_ids]  # [B, K] of [B, T, V]
             parts.append(logits.log_softmax(-1))
@@ -155,21 +166,19 @@ def ranking_methods(bench: Bench) -> dict[str, Method]:
 
     @torch.no_grad()
     def label_rows(histories: list, candidates: list) -> Tensor:
-        parts = []
-        for rows in batches(histories, candidates):
-            prompts = [ours.prompts.encode(h, c) for h, c in zip(*rows, strict=True)]
-            hidden = last_hidden(model, *pad_right(prompts, torch.device("cpu")))
-            parts.append(ours.verbalizer.scores(hidden, output_head(model), K).log_softmax(-1))
+        parts = [
+            padded.scores([padded.encode(*row) for row in rows]).log_softmax(-1)  # [B, K]
+            for rows in batches(histories, candidates)
+        ]
         return torch.cat(parts)
 
     return {
         "reference": unpacked(reference),
         "label rows and last position only": unpacked(label_rows),
-        "and batches of similar length": unpacked(ours.rank),
-        "ours: packed": ours.rank,
-        "ours: packed, 4 permutations": bench.ranker("float32", 4).rank,
-        "ours: packed, bfloat16": bench.ranker("bfloat16").rank,
-        "ours: packed, 8 bits": bench.ranker("8 bits").rank,
+        "and batches of similar length": unpacked(ours(padded)),
+        "ours: packed": ours(ranker),
+        "ours: packed, bfloat16": ours(bench.ranker("bfloat16")),
+        "ours: packed, 8 bits": ours(bench.ranker("8 bits")),
     }
 
 

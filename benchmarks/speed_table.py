@@ -6,17 +6,23 @@ import statistics
 from typing import Any
 
 REFERENCE = "reference"
+EMBEDDED = "embedded"  # the package's own language model
 
 
 def table(dataset: str, report: dict[str, Any]) -> str:
     """All measured parts as Markdown."""
-    machine = report["machine"]
+    machine, conditions = report["machine"], report.get("conditions", {})
+    command = f"python benchmarks/speed.py {dataset}"
+    if conditions.get("llm", EMBEDDED) != EMBEDDED:
+        command += f" --llm {conditions['llm']}"
+    if conditions.get("quick"):
+        command += " --quick"
     lines = [
         f"# Speed on {dataset}",
         "",
-        f"Made by `python benchmarks/speed.py {dataset}` on {machine['cpu']}, {machine['threads']} "
-        f"threads, torch {machine['torch']}, transformers {machine['transformers']}. Medians; all "
-        "methods in turn in each round.",
+        f"Made by `{command}` on {machine['cpu']}, {machine['threads']} threads, torch "
+        f"{machine['torch']}, transformers {machine['transformers']}. Medians; all methods in turn "
+        "in each round.",
     ]
     for part, write in (
         ("ranking", _ranking),

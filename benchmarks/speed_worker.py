@@ -25,13 +25,15 @@ def in_a_process(part: str, task: dict[str, Any]) -> dict[str, Any]:
 
 def tuning(task: dict[str, Any]) -> dict[str, Any]:
     """Steps of tuning on one batch: as one would write it, or ours."""
+    import numpy as np
     import torch
     from speed_methods import Bench, K
 
-    from recbole_llamarec.ranking.adapter import LoraSettings, add_adapter
-    from recbole_llamarec.ranking.tuning import tuning_step
+    from recbole_llamarec.ranking.model.adapter import LoraSettings, add_adapter
+    from recbole_llamarec.ranking.model.batching import TokenBudget
+    from recbole_llamarec.tuning.step import optimizer_step
 
-    bench = Bench.of(task["dataset"], task["data"])
+    bench = Bench.of(task["dataset"], task["data"], task["llm"])
     ranker = bench.ranker("bfloat16" if "bfloat16" in task["method"] else "float32")
     ranker.model = add_adapter(ranker.model, LoraSettings(dropout=0.0), seed=1)
     weights = [p for p in ranker.model.parameters() if p.requires_grad]
@@ -53,7 +55,11 @@ def tuning(task: dict[str, Any]) -> dict[str, Any]:
         return loss.item()
 
     def our_step(histories: list, candidates: list, labels: list[int]) -> float:
-        return tuning_step(ranker, histories, candidates, labels, optimizer, 1024, clip_norm=1.0)
+        encoded = [ranker.encode(*row) for row in zip(histories, candidates, strict=True)]
+        targets = np.eye(K, dtype=np.float32)[labels]  # [B, K]
+        loss = ranker.losses["label"]
+        budget = TokenBudget(1024, "train_batch_tokens")
+        return optimizer_step(ranker, encoded, targets, loss, optimizer, budget, clip_norm=1.0)
 
     step = our_step
     if task["method"] == "reference":
@@ -75,45 +81,54 @@ def evaluation(task: dict[str, Any]) -> dict[str, Any]:
     """A test set as users evaluate it, and how much of the time the language model takes."""
     import numpy as np
     import torch
-    from speed_methods import MODELS, N_HISTORY, read
+    from speed_methods import MODELS, N_HISTORY, K, read
 
     from recbole_llamarec.integration.configs import loader_like
     from recbole_llamarec.llamarec import LlamaRec
     from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
+    from recbole_llamarec.scoring.fusion import Fusion
     from recbole_llamarec.trainer import LlamaRecTrainer
 
     settings = {f"llm_{key}": value for key, value in MODELS[task["method"]].items()}
     settings |= {"ranking_method": "verbalizer", "prompt_max_history": N_HISTORY}
+    settings |= {"llm_name_or_path": task["llm"], "rerank_fusion": None, "rerank_candidates": K}
+    if task["quick"]:
+        settings["retriever_config"] = {"epochs": 1}
     config, train, valid, test = read(
         task["dataset"], task["data"], epochs=0, seed=2020, **settings
     )
     model = LlamaRec(config, train.dataset)
     trainer = LlamaRecTrainer(config, model)
     trainer.eval_collector.data_collect(train)
-    file = Path("saved") / f"speed-{task['dataset']}.pth"
+    name = f"speed-{task['dataset']}{'-quick' if task['quick'] else ''}.pth"
+    file = Path("saved") / name
     if file.is_file():
         load_retriever(model.retriever, config["retriever"], file)
     else:
         file.parent.mkdir(exist_ok=True)
         train_retriever(
-            model.retriever_config, model.retriever, train, valid, file, True, False, model.seen
+            *(model.retriever_config, model.retriever, train, valid, file),
+            keep_file=True,
+            show_progress=False,
+            log_directory=trainer.tensorboard.log_dir,
+            seen=model.seen,
         )
     rows = np.sort(np.random.default_rng(0).permutation(len(test.dataset))[: task["rows"]])
     subset = test.dataset.copy(test.dataset.inter_feat[torch.from_numpy(rows)])
     loader = loader_like(test, config, subset)
-    ranker, in_model, n_ranked = model.ranker, 0.0, 0
-    model.load_other_parameter(model.other_parameter())  # the adapter as it is counts as trained
-    plain = ranker.label_logits
+    model.fusion = Fusion.from_setting(None, model.scorer_names)  # the ranker decides alone
+    ranker, in_model, n_ranked = trainer.language_model.ranker, 0.0, 0
+    plain = ranker.scores
 
-    def timed(prompts: list, n_candidates: int):
+    def timed(batch: list):
         nonlocal in_model, n_ranked
         begin = time.perf_counter()
-        result = plain(prompts, n_candidates)
+        result = plain(batch)
         in_model += time.perf_counter() - begin
-        n_ranked += len(prompts)
+        n_ranked += len(batch)
         return result
 
-    ranker.label_logits = timed
+    ranker.scores = timed
     start = time.perf_counter()
     trainer.evaluate(loader, load_best_model=False)
     elapsed = time.perf_counter() - start
@@ -122,17 +137,17 @@ def evaluation(task: dict[str, Any]) -> dict[str, Any]:
         "in_model": in_model,
         "rows": len(rows),
         "ranked": n_ranked,
-        "metrics": dict(trainer.report.llamarec),
-        "retriever": dict(trainer.report.retriever),
+        "metrics": dict(trainer.report.final.metrics),
+        "retriever": dict(trainer.report.retriever.metrics),
     }
 
 
 def start(task: dict[str, Any]) -> dict[str, Any]:
     """Seconds from the start of Python until the first prompt of a run is scored."""
-    from speed_methods import Bench  # imports what a run imports
+    from speed_methods import Bench, ours  # imports what a run imports
 
-    bench = Bench.of(task["dataset"], task["data"])
-    bench.ranker("bfloat16").rank(*bench.sample(1, 0))
+    bench = Bench.of(task["dataset"], task["data"], task["llm"])
+    ours(bench.ranker("bfloat16"))(*bench.sample(1, 0))
     return {"seconds": time.perf_counter() - STARTED}
 
 
@@ -147,16 +162,16 @@ def retrieval(task: dict[str, Any]) -> dict[str, Any]:
     model = LlamaRec(config, train.dataset)
     rows = test.dataset.inter_feat
     begin = time.perf_counter()
-    found = top_candidates(model.retriever, rows, K, model.seen)
+    candidates = top_candidates(model.retriever, rows, K, model.seen)
     return {
         "seconds": time.perf_counter() - begin,
-        "users": len(found),
+        "users": len(candidates),
         "items": model.n_items - 1,
     }
 
 
 def large_catalogue(task: dict[str, Any]) -> dict[str, Any]:
-    """20 candidates for users over made-up items, a million unless the task says otherwise."""
+    """20 candidates for users over made-up items."""
     import torch
     import yaml
     from recbole.data.interaction import Interaction
@@ -165,7 +180,7 @@ def large_catalogue(task: dict[str, Any]) -> dict[str, Any]:
     from recbole_llamarec.retrieval.candidates import top_candidates
     from recbole_llamarec.retrieval.lrurec import LRURec
 
-    n_items = task.get("items", 1_000_000) + 1
+    n_items = task["items"] + 1
     properties = Path(__file__).parents[1] / "properties" / "model" / "LRURec.yaml"
     config = yaml.safe_load(properties.read_text()) | {
         "USER_ID_FIELD": "user_id",
@@ -201,14 +216,19 @@ def peak_memory() -> float:
     return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
 
 
+def run_part(part: str, task: dict[str, Any]) -> dict[str, Any]:
+    """Run the part of that name in this process; what it reports, with the peak memory."""
+    parts = (tuning, evaluation, start, retrieval, large_catalogue)
+    report = {function.__name__: function for function in parts}[part](task)
+    return {**report, "peak_mb": peak_memory()}
+
+
 def main() -> None:
-    """Run the part that the command line names and print what it found."""
+    """Run the part that the command line names and print what it reports."""
     part, task = sys.argv[1], json.loads(sys.argv[2])
     sys.argv = sys.argv[:1]  # RecBole reads the command line
     sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
-    parts = (tuning, evaluation, start, retrieval, large_catalogue)
-    report = {function.__name__: function for function in parts}[part](task)
-    print(RESULT + json.dumps({**report, "peak_mb": peak_memory()}))
+    print(RESULT + json.dumps(run_part(part, task)))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ HEAD = [
     "s a row",
     "tuning, min",
 ]
-# of the run's phases: the label prior's rows, where there are any, and the retriever's pass are in
-# the first, too
-SCORING, TUNING = "label prior and fusion", "tuning the ranker"
+# Of the run's phases. The retriever's pass is in the first, too; version 0.1 named it otherwise.
+SCORING, SCORING_OF_0_1 = "fusion", "label prior and fusion"
+TUNING = "tuning the ranker"
 
 
 def validation_row(cell: Line, metric: str) -> list[str]:
@@ -35,8 +35,9 @@ def validation_row(cell: Line, metric: str) -> list[str]:
     ranker = cell["settings"].get("ranking_method", DEFAULT_METHOD)
     columns = (retriever, f"{retriever} + evidence", ranker, FINAL)
     evidence = fusion["evidence"]
-    scoring = seconds[SCORING] / max(1, fusion["n_rows"])
-    tuning = seconds[TUNING] / 60 if cell["settings"].get("epochs") else 0.0
+    phase = SCORING if SCORING in seconds else SCORING_OF_0_1
+    scoring = seconds[phase] / max(1, fusion["n_rows"])
+    tuning = seconds[TUNING] / 60 if cell["settings"].get("epochs", 1) else 0.0
     return [
         cell["label"] or cell["model"],
         str(fusion["n_rows"]),

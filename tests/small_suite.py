@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from stages import stage_names, users_table
+from stages import users_table
 from suite import read_suite
 
 
@@ -77,8 +77,9 @@ def line_of(cell, final: float, **changes) -> dict:
 
 def users_of(shift: float, names: str = "abc") -> pd.DataFrame:
     """The package's table of users, whose final metric lies above the retriever's."""
-    before = [0.1, 0.2, 0.3]
+    before, final = [0.1, 0.2, 0.3], "final: LRURec + verbalizer"
     columns = {"user_id": list(names), "item_id": list("xyz"), "history_length": [1, 2, 3]}
-    columns |= {"retriever_rank": [4, 3, 2], "retriever_ndcg@10": before}
-    columns |= {"llamarec_rank": [3, 2, 1], "llamarec_ndcg@10": [b + shift for b in before]}
-    return users_table(pd.DataFrame(columns), stage_names("LRURec", "verbalizer"))
+    columns |= {"rank:LRURec": [4, 3, 2], "ndcg@10:LRURec": before}
+    columns |= {f"rank:{final}": [3, 2, 1], f"ndcg@10:{final}": [b + shift for b in before]}
+    columns |= {"first:verbalizer": [0.0, 1.0, None], "first_count:verbalizer": [7.0, 8.0, None]}
+    return users_table(pd.DataFrame(columns), ["LRURec", final])

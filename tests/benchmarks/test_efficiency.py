@@ -84,7 +84,7 @@ def test_times_of_other_conditions_are_not_mixed(run):
 
 def test_the_text_is_forced_to_its_full_length(efficiency, run, monkeypatch):
     written = []
-    write = efficiency.GeneratingRanker.write
+    write = efficiency.Generating.write
 
     def noting(self, prompts, max_new_tokens, n_lines):
         decoder = self.model.get_decoder()
@@ -95,7 +95,7 @@ def test_the_text_is_forced_to_its_full_length(efficiency, run, monkeypatch):
         written.append((max_new_tokens, len(steps)))
         return texts
 
-    monkeypatch.setattr(efficiency.GeneratingRanker, "write", noting)
+    monkeypatch.setattr(efficiency.Generating, "write", noting)
     run("--lengths", "3", "--rounds", "1")
     assert written == [([efficiency.WARM_UP_TOKENS], efficiency.WARM_UP_TOKENS), ([60], 60)]
 

@@ -12,7 +12,6 @@ from results import add_cell, read_cells, read_users, retired_cells, write_cells
 from run import Runner
 from significance import markdown_significance, significance
 from small_suite import line_of, small_suite, users_of
-from stages import compared_stages
 from suite import read_suite
 from tables import Row, markdown_comparison, rows_of, suite_groups
 from validation_table import HEAD, validation_row, validation_rows
@@ -113,17 +112,18 @@ def test_latex_marks_the_best():
     assert r"a\_set & NARM & 0.0500 \\" in table
 
 
-def test_a_setting_has_its_gain_and_its_time():
+@pytest.mark.parametrize("scoring", ["fusion", "label prior and fusion"])  # now, and in 0.1
+def test_a_setting_has_its_gain_and_its_time(scoring):
     stages = {name: {"ndcg@10": v} for name, v in (("LRURec", 0.1), ("verbalizer", 0.05))}
     stages["final"] = {"ndcg@10": 0.2}
     fusion = {"n_rows": 50, "weight": 0.3, "gain": 0.04, "p_value": 0.002, "evidence": None}
-    seconds = {"stages": {"label prior and fusion": 25.0, "tuning the ranker": 90.0}}
+    seconds = {"stages": {scoring: 25.0, "tuning the ranker": 90.0}}
     cell = {"label": "letters", "settings": {"epochs": 1}, "valid_stages": stages}
     cell |= {"fusion": fusion, "seconds": seconds}
     expected = ["letters", "50", "0.1000", "–", "0.0500", "0.2000", "–", "0.0400", "0.002"]
     assert validation_row(cell, "ndcg@10") == [*expected, "0.300", "0.50", "1.5"]
     evidence = {"gain": 0.08}
-    cell |= {"fusion": {**fusion, "evidence": evidence}, "settings": {}}
+    cell |= {"fusion": {**fusion, "evidence": evidence}, "settings": {"epochs": 0}}
     cell["valid_stages"] = {**stages, "LRURec + evidence": {"ndcg@10": 0.15}}
     line = validation_row(cell, "ndcg@10")
     assert line[3] == "0.1500" and line[6] == "0.0800" and line[-1] == "–"
@@ -145,16 +145,6 @@ def test_significance_averages_each_user_over_seeds(tmp_path):
     assert significance(cells, users, "final", "LRURec + evidence") == {}
     table = markdown_significance({("tiny", "LlamaRec"): cells}, users)
     assert "3 users, seeds: 2." in table and "| metric | final - LRURec | p |" in table
-
-
-def test_the_final_stage_is_compared_with_its_parts_and_a_scorer_with_the_retriever():
-    stages = ["LRURec", "LRURec + evidence", "likelihood", "final"]
-    assert compared_stages(stages) == [
-        ("final", "LRURec"),
-        ("final", "LRURec + evidence"),
-        ("likelihood", "LRURec"),
-    ]
-    assert compared_stages(["final"]) == []
 
 
 def test_the_published_figures_fit_together():

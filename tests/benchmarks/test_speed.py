@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
+import json
 import sys
 from xml.etree import ElementTree
 
@@ -36,20 +37,19 @@ def bench(scripts, workdir, tiny_llama, monkeypatch):
     methods = scripts["speed_methods"]
     write_dataset(workdir / "data", n_items=60)
     monkeypatch.setattr(methods, "K", 8)
-    tiny = {"name_or_path": str(tiny_llama), "dtype": "float32"}
-    monkeypatch.setattr(methods, "MODELS", dict.fromkeys(methods.MODELS, tiny))
-    monkeypatch.setattr("sys.argv", ["speed.py"])
+    monkeypatch.setattr(methods, "MODELS", dict.fromkeys(methods.MODELS, {"dtype": "float32"}))
     columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title"]}
-    return methods.Bench.of("tiny", str(workdir / "data"), load_col=columns)
+    return methods.Bench.of("tiny", str(workdir / "data"), str(tiny_llama), load_col=columns)
 
 
 def test_what_is_compared_gives_the_same_scores(scripts, bench):
     histories, candidates = bench.sample(5, seed=1, n_candidates=8)
     methods = scripts["speed_methods"].ranking_methods(bench)
     scores = {name: method(histories, candidates) for name, method in methods.items()}
+    assert set(EXACT) < set(methods)
     for name in EXACT:
         torch.testing.assert_close(scores[name], scores["reference"], atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(scores["ours: packed, 4 permutations"], scores["reference"])
+    assert bench.model("float32").config._attn_implementation == "packed"  # as it was
 
 
 def test_samples_are_as_they_are_asked_for(bench):
@@ -111,8 +111,8 @@ def test_the_table_has_medians_and_paired_ratios(scripts):
 def test_the_profile_and_the_plot(scripts, bench, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib", reason="benchmarks/requirements.txt is not installed")
     speed = scripts["speed"]
-    monkeypatch.setattr(speed.Bench, "of", lambda *_: bench)
-    found = speed.measure_profile(argparse.Namespace(dataset="", data=None, prompts=2), {})
+    monkeypatch.setattr(speed, "bench_of", lambda _: bench)
+    found = speed.measure_profile(argparse.Namespace(prompts=2), {})
     for shares in found.values():
         assert sum(shares.values()) == pytest.approx(1)
         assert shares["linear layers"] > 0 and shares["attention"] > 0
@@ -124,22 +124,68 @@ def test_a_large_catalogue_runs_in_a_process_of_its_own(scripts):
     run = scripts["speed_worker"].in_a_process("large_catalogue", {"users": 3, "items": 500})
     assert run["users"] == 3 and run["items"] == 500 and run["peak_mb"] > 0
     with pytest.raises(RuntimeError, match="large_catalogue .* failed"):
-        scripts["speed_worker"].in_a_process("large_catalogue", {"items": 500})
+        scripts["speed_worker"].in_a_process("large_catalogue", {"items": 5})
 
 
 def test_a_part_that_is_there_is_not_measured_again(scripts, tmp_path, monkeypatch, capsys):
     speed = scripts["speed"]
     calls = []
-    monkeypatch.setattr(speed, "measure_ranking", lambda *_: calls.append(1) or 1 / 0)
-    options = argparse.Namespace(
-        dataset="tiny", out=tmp_path, parts=["start"], again=(), rounds=1, data=None, prompts=1
-    )
-    options.rows = 1
-    monkeypatch.setattr(speed, "parse_arguments", lambda: options)
     run = {"seconds": 3.0, "peak_mb": 1.0}
     monkeypatch.setattr(speed, "in_a_process", lambda part, task: calls.append(part) or run)
-    speed.main()
-    speed.main()
+    for _ in range(2):
+        speed.main(["tiny", f"--out={tmp_path}", "--parts", "start", "--rounds=1"])
     assert calls == ["start"]
     assert "3.0 s" in (tmp_path / "tiny.md").read_text()
     capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_the_quick_mode_runs_every_part(scripts, workdir, tiny_llama, monkeypatch, capsys):
+    """With real models of all kinds; what has a process of its own runs in this one."""
+    pytest.importorskip("matplotlib", reason="benchmarks/requirements.txt is not installed")
+    folder = write_dataset(workdir / "data", "ml-latest-small", n_users=80)
+    items = folder / "ml-latest-small.item"
+    head, _, lines = items.read_text().partition("\n")
+    head = head.replace("title:token_seq", "movie_title:token_seq")
+    items.write_text(head.replace("year:token", "release_year:token") + "\n" + lines)
+    speed, worker = scripts["speed"], scripts["speed_worker"]
+    kinds = scripts["speed_methods"].MODELS
+    if importlib.util.find_spec("bitsandbytes") is None:
+        monkeypatch.setitem(kinds, "8 bits", kinds["bfloat16"])
+    parts = []
+
+    def in_this_process(part: str, task: dict) -> dict:
+        parts.append(part)
+        return json.loads(json.dumps(worker.run_part(part, json.loads(json.dumps(task)))))
+
+    monkeypatch.setattr(speed, "in_a_process", in_this_process)
+    given = [f"--data={workdir / 'data'}", f"--out={workdir}", f"--llm={tiny_llama}", "--quick"]
+    speed.main(["ml-latest-small", *given])
+    assert set(parts) == {"tuning", "evaluation", "start", "retrieval", "large_catalogue"}
+    report = json.loads((workdir / "ml-latest-small.json").read_text())
+    assert set(speed.PARTS) < set(report)
+    assert report["tuning"]["ours"][0]["loss"] == pytest.approx(
+        report["tuning"]["reference"][0]["loss"], abs=1e-4
+    )
+    for (run,) in report["evaluation"].values():
+        assert run["rows"] == 8 and 0 < run["ranked"] <= 8
+        assert 0 < run["in_model"] < run["seconds"]
+    assert report["retrieval"]["all users"]["users"] > 50
+    assert "## Where the time goes" in capsys.readouterr().out
+    for ending in ("json", "md"):
+        assert str(workdir) not in (workdir / f"ml-latest-small.{ending}").read_text()
+
+
+@pytest.mark.parametrize("other", [["--quick"], ["--llm=another/model"]])
+def test_figures_of_other_conditions_are_not_mixed(scripts, tmp_path, other):
+    speed = scripts["speed"]
+    (tmp_path / "tiny.json").write_text('{"start": {}}')  # as files of version 0.1 are
+    with pytest.raises(ValueError, match=r"tiny.json .* name another --out"):
+        speed.main(["tiny", f"--out={tmp_path}", *other])
+
+
+@pytest.mark.parametrize("name", ["ml-100k", "amazon-beauty"])
+def test_the_committed_table_is_that_of_the_committed_figures(scripts, name):
+    folder = ROOT / "benchmarks" / "results" / "speed"
+    report = json.loads((folder / f"{name}.json").read_text())
+    assert scripts["speed_table"].table(name, report) == (folder / f"{name}.md").read_text()

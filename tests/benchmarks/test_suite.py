@@ -171,6 +171,7 @@ def test_a_killed_suite_goes_on_to_the_same_tables(tmp_path, tiny_llama):
     assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
     files = sorted(file.name for file in (tmp_path / "killed").iterdir())
     assert files == ["README.md", "cells.jsonl", "users.csv.gz"]
+    assert not list((tmp_path / "work").glob("*/*/LlamaRec-*"))  # the retrievers alone stay
 
     page = (tmp_path / "killed" / "README.md").read_text()
     assert "| LlamaRec | ours |" in page and "| final - LRURec | p |" in page

@@ -1,4 +1,4 @@
-"""Generated lists: batched decoding against plain loops, and the reading of what was written."""
+"""Generated lists: batched decoding against plain loops, and ranks by what was written."""
 
 from __future__ import annotations
 
@@ -7,44 +7,52 @@ import warnings
 
 import pytest
 import torch
+from generation.decoding import pad_left
+from generation.generating import INSTRUCTION, Generating
+from generation.written_list import GenerationCounts, written_lines
 from helpers import titles
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from recbole_llamarec.ranking.adapter import LoraSettings, add_adapter
-from recbole_llamarec.ranking.generation import (
-    GENERATE_INSTRUCTION,
-    GeneratingRanker,
-    pad_left,
-)
-from recbole_llamarec.ranking.language_model import LanguageModelSettings, load_language_model
-from recbole_llamarec.ranking.prompt import PromptBuilder
-from recbole_llamarec.ranking.template import PromptTemplate
-from recbole_llamarec.ranking.verbalizer import default_labels
-from recbole_llamarec.ranking.written_list import GenerationCounts, parse_ranking, written_lines
+from recbole_llamarec.ranking.model.adapter import LoraSettings, add_adapter
+from recbole_llamarec.ranking.model.batching import TokenBudget
+from recbole_llamarec.ranking.model.forward import forward_for
+from recbole_llamarec.ranking.model.loading import LanguageModelSettings, load_language_model
+from recbole_llamarec.ranking.protocol import RankerParts, ranker_class_of
+from recbole_llamarec.ranking.rank import rank_all
+from recbole_llamarec.settings import LlamaRecSettings
 
 K = 4
-FILMS = ["Toy Story (1995)", "Toy Story 2 (1999)", "Heat", "Help!"]
+CPU = torch.device("cpu")
 HISTORIES = [[1, 2, 3, 4, 5], [], [6], [7, 8, 9, 10, 11, 12, 13, 14], [15, 16]]
 CANDIDATES = [[20, 21, 22, 23], [24, 25, 26, 27], [5, 4, 3, 2], [30, 20, 31, 21], [1, 2, 3, 4]]
 
 
 @pytest.fixture
-def ranker(tiny_llama) -> GeneratingRanker:
-    settings = LanguageModelSettings(name_or_path=str(tiny_llama))
-    model, tokenizer = load_language_model(settings, torch.device("cpu"))
-    template = PromptTemplate(instruction=GENERATE_INSTRUCTION)
-    prompts = PromptBuilder(tokenizer, ["", *titles(50)], default_labels(K), template)
-    return GeneratingRanker(model, prompts, batch_tokens=1000)
+def ranker(tiny_llama) -> Generating:
+    """Built as a run builds it, of a model with packed attention."""
+    settings = LanguageModelSettings(name_or_path=str(tiny_llama), dtype="float32")
+    model, tokenizer = load_language_model(settings, CPU)
+    forward = forward_for(model, "auto", CPU)
+    run = LlamaRecSettings(rerank_candidates=K, prompt_max_history=20)
+    parts = RankerParts(model, tokenizer, forward, ["", *titles(50)], run)
+    return ranker_class_of("generate").build(parts)
 
 
 @pytest.fixture
-def encoded(ranker) -> list[list[int]]:
-    return [ranker.prompts.encode(h, c) for h, c in zip(HISTORIES, CANDIDATES, strict=True)]
+def batch(ranker) -> list:
+    return [ranker.encode(h, c) for h, c in zip(HISTORIES, CANDIDATES, strict=True)]
 
 
-def with_random_adapter(ranker: GeneratingRanker) -> None:
+@pytest.fixture
+def encoded(batch) -> list[list[int]]:
+    return [one.context for one in batch]
+
+
+def ranked(ranker: Generating, histories: list, candidates: list) -> torch.Tensor:
+    return rank_all(ranker, histories, candidates, TokenBudget(1000, "llm_batch_tokens"))
+
+
+def with_random_adapter(ranker: Generating) -> None:
     ranker.model = add_adapter(ranker.model, LoraSettings(dropout=0.5), seed=1)
     generator = torch.Generator().manual_seed(3)
     for weight in ranker.model.parameters():
@@ -52,7 +60,7 @@ def with_random_adapter(ranker: GeneratingRanker) -> None:
             weight.data = torch.randn(weight.shape, generator=generator) * 0.1
 
 
-def chain(ranker: GeneratingRanker, start: int, *steps: tuple[int, int]) -> None:
+def chain(ranker: Generating, start: int, *steps: tuple[int, int]) -> None:
     """Make the model write ``start`` behind any prompt, and a step's second token behind its first.
 
     Its layers are switched off, so that the last token alone decides on the next one.
@@ -68,12 +76,12 @@ def chain(ranker: GeneratingRanker, start: int, *steps: tuple[int, int]) -> None
         head[after] += embedding[before]
 
 
-def token(ranker: GeneratingRanker, text: str) -> int:
+def token(ranker: Generating, text: str) -> int:
     (token,) = ranker.prompts.tokenizer(text, add_special_tokens=False).input_ids
     return token
 
 
-def greedy_loop(ranker: GeneratingRanker, prompt: list[int], n_tokens: int) -> str:
+def greedy_loop(ranker: Generating, prompt: list[int], n_tokens: int) -> str:
     """The argmax of the whole text's logits, token after token, without cache, mask or padding."""
     ids = list(prompt)
     with torch.no_grad():
@@ -102,20 +110,32 @@ def test_padded_batches_write_what_the_plain_loop_writes(ranker, encoded, has_ad
 
 def test_batched_ranks_equal_ranks_one_at_a_time(ranker):
     with_random_adapter(ranker)
-    alone = [ranker.rank([h], [c])[0] for h, c in zip(HISTORIES, CANDIDATES, strict=True)]
+    pairs = zip(HISTORIES, CANDIDATES, strict=True)
+    alone = [ranked(ranker, [history], [items])[0] for history, items in pairs]
     one_by_one, ranker.counts = ranker.counts, GenerationCounts()
-    torch.testing.assert_close(ranker.rank(HISTORIES, CANDIDATES), torch.stack(alone))
+    torch.testing.assert_close(ranked(ranker, HISTORIES, CANDIDATES), torch.stack(alone))
     assert ranker.counts == one_by_one
     assert ranker.counts.lists == len(HISTORIES)
 
 
-def test_the_ranks_have_the_rankers_form(ranker):
-    scores = ranker.rank(HISTORIES, CANDIDATES)
-    assert (scores.dtype, scores.shape, scores.device.type) == (torch.float32, (5, K), "cpu")
+def test_scores_are_minus_the_positions(ranker, batch):
+    scores = ranker.scores(batch)
+    assert (scores.dtype, scores.shape, scores.device) == (torch.float32, (5, K), CPU)
     for row in scores:
         assert sorted(row.tolist()) == [-3, -2, -1, 0]
-    assert ranker.rank([], []).shape == (0, 0)
-    assert ranker.device == torch.device("cpu")
+    torch.testing.assert_close(ranked(ranker, HISTORIES, CANDIDATES), scores.log_softmax(-1))
+
+
+def test_a_prompt_asks_for_the_list_and_counts_it(ranker, batch):
+    assert INSTRUCTION in ranker.prompts.text(HISTORIES[0], CANDIDATES[0])
+    for one, items in zip(batch, CANDIDATES, strict=True):
+        assert one.titles == [ranker.prompts.titles[item] for item in items]
+        assert one.n_tokens == len(one.context) + one.max_new_tokens
+    assert ranker.max_candidates == K
+
+
+def test_a_prompt_leaves_room_for_the_list(ranker):
+    assert ranker.prompts.max_prompt_tokens == 2048 - K * 33  # titles of 32 tokens, line breaks
 
 
 def test_a_row_ends_after_its_last_line_and_the_batch_with_it(ranker, encoded):
@@ -223,10 +243,10 @@ def test_ranks_follow_the_written_list_and_then_the_order_given(ranker):
     ]
     ranker.model = Dictating(ranker.prompts.tokenizer, texts)
     ranker.list_tokens = lambda titles: 500
-    ranker.batch_tokens = 1
-    by_cost = [[1, 2, 3], [6, 7], []]  # the longest prompt comes first
-    candidates = [[20, 21, 22, 23], [5, 4, 3, 2], [24, 25, 26, 27]]
-    scores = ranker.rank(by_cost, candidates)
+    histories, candidates = [[1, 2, 3], [6, 7], []], [[20, 21, 22, 23], [5, 4, 3, 2]]
+    candidates += [[24, 25, 26, 27]]
+    rows = zip(histories, candidates, strict=True)
+    scores = torch.cat([ranker.scores([ranker.encode(*row)]) for row in rows])
     assert scores.tolist() == [[-2, -1, -3, 0], [0, -1, -2, -3], [-1, -2, -3, 0]]
     counts = GenerationCounts(
         lists=3, complete=1, fallback=1, matched=6, omitted=6, unmatched=2, repeated=1
@@ -236,65 +256,3 @@ def test_ranks_follow_the_written_list_and_then_the_order_given(ranker):
         "3 lists generated: 1 complete, 1 without any candidate; 6 of 12 candidates written; "
         "lines: 2 match no candidate, 1 repeat one"
     )
-
-
-@pytest.mark.parametrize(
-    ("line", "order"),
-    [
-        ("Heat", (2,)),
-        ("  hEAT .", (2,)),
-        ("1. Heat", (2,)),
-        ("(C) Heat", (2,)),
-        ("C) Heat", (2,)),
-        ("3: “Heat”,", (2,)),
-        ("- 1. (C) **Heat**", (2,)),
-        ("Toy\tStory  (1995)", (0,)),
-        ("2. toy story 2 (1999)", (1,)),
-        ("help", (3,)),
-        ("Toy Storry (1995)", (0,)),  # misspelt
-        ("Toy Story 2 (1999", (1,)),  # cut off
-        ("Toy Story 3 (1999)", ()),  # another number
-        ("Toy Story", ()),
-        ("Heat and Dust", ()),
-        ("1.", ()),
-    ],
-)
-def test_a_line_is_matched_with_a_title(line, order):
-    parsed = parse_ranking(line, FILMS)
-    assert parsed.order == order
-    assert (parsed.n_unmatched, parsed.n_repeated) == (not order, 0)
-    assert parsed.n_omitted == len(FILMS) - len(order)
-
-
-def test_a_title_that_looks_like_a_list_mark_is_matched_as_it_stands():
-    films = ["Days of Summer", "(500) Days of Summer", "M", "8½", "..."]
-    assert parse_ranking("(500) Days of Summer\nM\n8½\n...", films).order == (1, 2, 3, 4)
-    assert parse_ranking("1. (500) Days of Summer\n2. Days of Summer", films).order == (1, 0)
-
-
-def test_equal_titles_are_matched_in_order():
-    parsed = parse_ranking("Heat\nPsycho\nheat\nHeat", ["Psycho", "Heat", "HEAT"])
-    assert parsed.order == (1, 0, 2)
-    assert (parsed.n_unmatched, parsed.n_repeated, parsed.n_omitted) == (0, 1, 0)
-    assert parsed.complete_order() == [1, 0, 2]
-
-
-pieces = st.one_of(
-    st.text(),
-    st.sampled_from([*FILMS, "\n", "1. ", "(A) ", "- ", '"', "heat", "Toy Story 3", " ", "."]),
-)
-
-
-@given(
-    text=st.lists(pieces, max_size=20).map("".join),
-    films=st.lists(st.one_of(st.sampled_from(FILMS), st.text(max_size=8)), max_size=6),
-)
-def test_any_text_is_read_and_every_line_and_candidate_is_accounted_for(text, films):
-    parsed = parse_ranking(text, films)
-    assert len(set(parsed.order)) == len(parsed.order)
-    assert set(parsed.order) <= set(range(len(films)))
-    assert len(parsed.order) + parsed.n_omitted == len(films)
-    n_lines = len(parsed.order) + parsed.n_unmatched + parsed.n_repeated
-    assert n_lines == len(written_lines(text))
-    assert sorted(parsed.complete_order()) == list(range(len(films)))
-    assert parse_ranking(text, films) == parsed
