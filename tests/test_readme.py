@@ -9,7 +9,6 @@ import json
 import re
 import runpy
 import shlex
-import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from types import ModuleType
 
 import pytest
 import yaml
-from helpers import ROOT, tiny_settings
+from helpers import ROOT, checkpoint_of, tiny_settings
 from recbole.config import Config
 
 from recbole_llamarec.integration.configs import known_keys
@@ -85,9 +84,6 @@ RUNS = {
     **profile("likelihood", "| LRURec + likelihood"),
     **profile("evidence", "| LRURec + evidence"),
     **profile("all", "| LRURec + evidence + likelihood"),
-    "python -m recbole_llamarec --model=LlamaRec …": Run(
-        {"…": TINY}, prints="| LRURec + verbalizer"
-    ),
     "python -m recbole_llamarec.hyper --params_file=properties/hyper/llamarec.test "
     "--dataset=ml-100k": Run(
         {"--dataset=ml-100k": f"{TINY} --algo=random --max_evals=2"}, prints="Best of 2 trials"
@@ -114,6 +110,7 @@ RUNS = {
     ),
     "python -m recbole_llamarec.report saved/LlamaRec-….pth": Run(leaves="saved/LlamaRec-….html"),
 }
+INSTALLED = "python -m recbole_llamarec --model=LlamaRec …"
 RESUME = f"{MAIN_JOB} --resume=saved/LlamaRec-….pth"
 
 TORCH = "pip install torch==2.13.0 && pip install --no-deps -r requirements.txt"
@@ -126,6 +123,7 @@ CURL = 'curl -H "Content-Type: application/json" -d'
 ELSEWHERE = {
     f"{TORCH} && {MAIN_JOB}": "it takes minutes: tests/test_main_job.py, in small",
     f"{TORCH} -r tests/requirements.txt && python -m pytest": "it would run this test: .ci/run",
+    INSTALLED: "other commands need its run: below, in tests/test_readme.py",
     RESUME: "it needs an interrupted run: below, in tests/test_readme.py",
     f"{MAIN_JOB} --config_files=properties/llama-2-7b-qlora.yaml {FOUR_GPUS}": TWO_PROCESSES,
     f"{MACHINES} --group_offset=0": TWO_PROCESSES,
@@ -216,7 +214,7 @@ def test_the_table_of_changes_has_15_rows_and_no_key_that_there_is_not(workdir):
     assert len(keys) > 15 and keys <= {*llamarec_keys(), *known_keys(config)}
 
 
-def test_the_packages_tree_names_every_module_at_its_top_and_nothing_that_there_is_not():
+def test_the_packages_tree_names_every_folder_and_nothing_that_there_is_not():
     text = (PACKAGE / "README.md").read_text()
     tree = text.split("\n## The tree\n")[1].split("\n## ")[0]
     named = {
@@ -225,11 +223,7 @@ def test_the_packages_tree_names_every_module_at_its_top_and_nothing_that_there_
         for name in re.findall(r"`([\w/]+(?:\.py|/))`", line.split("|")[1] if "|" in line else "")
     }
     assert all((PACKAGE / name).exists() for name in named)
-    modules = {file.name for file in PACKAGE.glob("*.py")} - {
-        *("__init__.py", "__main__.py", "version.py")
-    }
-    folders = {f"{file.parent.name}/" for file in PACKAGE.glob("*/__init__.py")}
-    assert modules | folders <= named
+    assert {f"{file.parent.name}/" for file in PACKAGE.glob("*/__init__.py")} <= named
 
 
 # --- commands ------------------------------------------------------------------------------------
@@ -259,17 +253,27 @@ def write_workplace(folder: Path, llama: Path) -> None:
     (folder / "saved").mkdir()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def writers_as_they_were():
+    """The commands let runs write reports; the tests of other modules begin without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LlamaRecTrainer, "after_test", list(LlamaRecTrainer.after_test))
+        yield
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, tiny_llama, trained) -> Path:
+def place(tmp_path_factory, tiny_llama) -> Path:
     """A folder with everything that the documented commands name, under the same names."""
     folder = tmp_path_factory.mktemp("readme")
     write_workplace(folder, tiny_llama)
     (folder / "in.jsonl").write_text(json.dumps(["i1", "i2"]) + "\n")
-    for file in trained.checkpoint.parent.glob(f"{trained.checkpoint.stem}.*"):
-        if file.is_file():
-            ending = file.name.removeprefix(trained.checkpoint.stem)
-            shutil.copy(file, folder / "saved" / f"LlamaRec-…{ending}")
     write_raw_files(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_command(changed(INSTALLED, {"…": TINY}), patch)
+    checkpoint = checkpoint_of(folder / "saved")
+    for file in checkpoint.parent.glob(f"{checkpoint.stem}.*"):
+        file.rename(file.with_name(f"LlamaRec-…{file.name.removeprefix(checkpoint.stem)}"))
     return folder
 
 
