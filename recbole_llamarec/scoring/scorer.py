@@ -134,7 +134,7 @@ def build_scorers(parts: ScorerParts) -> list[Scorer]:
     taken = [settings.retriever, *(scorer.name for scorer in scorers)]
     if twice := [name for name in taken if taken.count(name) > 1]:
         raise ValueError(
-            f"scorers: {twice[0]!r} is the name of two of this run's retriever, scorers and ranker, "
-            "which tables tell apart by their names; register yours under another name."
+            f"scorers: {twice[0]!r} is the name of two of the run's retriever, scorers and ranker. "
+            "Tables tell them apart by their names: register yours under another one."
         )
     return scorers

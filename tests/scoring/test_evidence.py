@@ -100,7 +100,7 @@ def test_a_run_counts_training_items_alone(tiny_run):
     training = [items[:-2] for items in chosen.values() if len(items) > 3]
     tokens = np.array([f"i{n}" for n in range(60)])
     for text, item_id in zip(tokens, model_ids(model, tokens), strict=True):
-        counts = {token: 0.0 for token in tokens}
+        counts = dict.fromkeys(tokens, 0.0)
         for items in training:
             if text in items:
                 for step, follower in enumerate(items[items.index(text) + 1 :][:2], start=1):

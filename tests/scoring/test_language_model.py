@@ -2,52 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from helpers import titles
+from runs import language_model_of, pools_of, randomise_adapter
 
 from recbole_llamarec.ranking.model.adapter import LoraSettings, adapter_state, save_adapter
 from recbole_llamarec.ranking.model.batching import TokenBudget
-from recbole_llamarec.ranking.model.loading import LanguageModelSettings
 from recbole_llamarec.ranking.rank import rank_all
-from recbole_llamarec.scoring.language_model import LanguageModel
-from recbole_llamarec.scoring.scorer import Rows, ScorerParts
-from recbole_llamarec.settings import LlamaRecSettings
-
-K = 7
-
-
-@pytest.fixture
-def parts(tiny_llama):
-    def build(**settings) -> ScorerParts:
-        given = {
-            "llm": LanguageModelSettings(name_or_path=str(tiny_llama), dtype="float32"),
-            "lora": LoraSettings(r=4, dropout=0.0),
-            "rerank_candidates": K,
-        }
-        texts = ["", *titles(50)]
-        settings = LlamaRecSettings(**(given | settings))
-        return ScorerParts(settings, None, texts, 51, torch.device("cpu"), 1)
-
-    return build
+from recbole_llamarec.scoring.scorer import Rows
 
 
 @pytest.fixture
 def batch() -> tuple[Rows, torch.Tensor]:
-    generator = np.random.default_rng(0)
-    histories = [generator.permutation(50)[:n] + 1 for n in (0, 3, 9, 5)]
-    items = torch.from_numpy(np.stack([generator.permutation(50)[:K] + 1 for _ in histories]))
-    return Rows([own.tolist() for own in histories], torch.zeros(4, dtype=torch.int64)), items
-
-
-def randomise(scorer: LanguageModel) -> None:
-    generator = torch.Generator().manual_seed(3)
-    weights = {
-        name: torch.randn(weight.shape, generator=generator) * 0.1
-        for name, weight in scorer.adapter_weights().items()
-    }
-    scorer.load_adapter_weights(weights)
+    histories, pools, _ = pools_of(4)
+    return Rows(histories, torch.zeros(4, dtype=torch.int64)), torch.tensor(pools)
 
 
 class Log:
@@ -64,16 +32,16 @@ class Log:
 
 
 @pytest.mark.parametrize("method", ["verbalizer", "likelihood"])
-def test_its_name_is_the_rankers_and_nothing_is_loaded_for_it(parts, method, monkeypatch):
+def test_its_name_is_the_rankers_and_nothing_is_loaded_for_it(tiny_llama, method, monkeypatch):
     monkeypatch.setattr("recbole_llamarec.scoring.language_model.load_language_model", None)
-    scorer = LanguageModel(parts(ranking_method=method))
+    scorer = language_model_of(tiny_llama, ranking_method=method)
     assert scorer.name == method
     assert scorer.state() == {}
 
 
-def test_its_scores_are_the_rankers_log_probabilities(parts, batch):
-    scorer = LanguageModel(parts())
-    randomise(scorer)
+def test_its_scores_are_the_rankers_log_probabilities(tiny_llama, batch):
+    scorer = language_model_of(tiny_llama)
+    randomise_adapter(scorer)
     rows, items = batch
     scores = scorer.scores(rows, items)
     budget = TokenBudget(2048, "llm_batch_tokens")
@@ -83,14 +51,14 @@ def test_its_scores_are_the_rankers_log_probabilities(parts, batch):
 
 
 @pytest.mark.parametrize("is_loaded", [True, False])
-def test_a_state_gives_another_scorer_the_same_scores(parts, batch, is_loaded, tmp_path):
+def test_a_state_gives_another_scorer_the_same_scores(tiny_llama, batch, is_loaded, tmp_path):
     """Whether or not its language model is loaded already; its own lora_r is then another."""
-    scorer = LanguageModel(parts())
-    randomise(scorer)
+    scorer = language_model_of(tiny_llama)
+    randomise_adapter(scorer)
     torch.save(scorer.state(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert set(state) == {"lora", "adapter"}
-    other = LanguageModel(parts(lora=LoraSettings(r=4 if is_loaded else 2, dropout=0.0)))
+    other = language_model_of(tiny_llama, lora=LoraSettings(r=4 if is_loaded else 2, dropout=0.0))
     if is_loaded:
         assert not torch.equal(other.scores(*batch), scorer.scores(*batch))
     other.load(state)
@@ -98,35 +66,35 @@ def test_a_state_gives_another_scorer_the_same_scores(parts, batch, is_loaded, t
     assert torch.equal(other.scores(*batch), scorer.scores(*batch))
 
 
-def test_an_empty_state_changes_nothing(parts, batch):
-    scorer = LanguageModel(parts())
-    randomise(scorer)
+def test_an_empty_state_changes_nothing(tiny_llama, batch):
+    scorer = language_model_of(tiny_llama)
+    randomise_adapter(scorer)
     before = scorer.scores(*batch)
     scorer.load({})
     assert torch.equal(scorer.scores(*batch), before)
 
 
-def test_adapter_weights_are_copies(parts):
-    scorer = LanguageModel(parts())
+def test_adapter_weights_are_copies(tiny_llama):
+    scorer = language_model_of(tiny_llama)
     copies = scorer.adapter_weights()
-    randomise(scorer)
+    randomise_adapter(scorer)
     assert any(not copies[name].equal(new) for name, new in scorer.adapter_weights().items())
     scorer.load_adapter_weights(copies)
     for name, weight in adapter_state(scorer.ranker.model).items():
         assert torch.equal(weight, copies[name])
 
 
-def test_the_adapter_starts_from_a_peft_directory(parts, batch, tmp_path):
-    scorer = LanguageModel(parts())
-    randomise(scorer)
+def test_the_adapter_starts_from_a_peft_directory(tiny_llama, batch, tmp_path):
+    scorer = language_model_of(tiny_llama)
+    randomise_adapter(scorer)
     save_adapter(scorer.ranker.model, tmp_path / "adapter")
-    other = LanguageModel(parts(lora_adapter=str(tmp_path / "adapter")))
+    other = language_model_of(tiny_llama, lora_adapter=str(tmp_path / "adapter"))
     assert torch.equal(other.scores(*batch), scorer.scores(*batch))
     assert any(weight.requires_grad for weight in other.ranker.model.parameters())
 
 
-def test_scored_batches_go_through_the_log_within_and_not_behind(parts, batch):
-    scorer = LanguageModel(parts(llm_batch_tokens=1))  # a row a batch
+def test_scored_batches_go_through_the_log_within_and_not_behind(tiny_llama, batch):
+    scorer = language_model_of(tiny_llama, llm_batch_tokens=1)  # a row a batch
     rows, items = batch
     log = Log()
     with scorer.logging_batches(log, show_progress=False):
@@ -143,8 +111,8 @@ def test_scored_batches_go_through_the_log_within_and_not_behind(parts, batch):
     assert len(log.added) == 4
 
 
-def test_a_context_within_a_context_gives_the_log_back(parts):
-    scorer = LanguageModel(parts())
+def test_a_context_within_a_context_gives_the_log_back(tiny_llama):
+    scorer = language_model_of(tiny_llama)
     log = Log()
     with scorer.logging_batches(log, show_progress=True):
         with pytest.raises(ZeroDivisionError), scorer.logging_batches(None, show_progress=False):
