@@ -77,6 +77,6 @@ def test_the_records_are_copies_of_what_recbole_may_write_into():
 
 
 def test_of_one_process_the_records_of_all_are_its_own(records):
-    both = records.of_all_processes()
+    both = records.of_all_processes(5)
     for name, values in {**records.rows, **records.ranked}.items():
         assert np.array_equal({**both.rows, **both.ranked}[name], values)
