@@ -122,6 +122,7 @@ def with_trained_retriever(settings: Mapping[str, Any], keys: Iterable[str]) -> 
     model = get_model(config["model"])(config, train_data.dataset).to(config["device"])
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     trainer.fit(train_data, valid_data, show_progress=config["show_progress"])
+    trainer.complete()
     file = Path(trainer.saved_model_file).with_suffix(f".{config['retriever']}.pth")
     return {**settings, "retriever_checkpoint": str(file.resolve())}
 

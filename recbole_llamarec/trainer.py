@@ -342,10 +342,14 @@ class LlamaRecTrainer(Trainer):
         )
         self._log_report(self.report)
         self._write(self.report, own, eval_data)
+        self.complete()
+        return final
+
+    def complete(self) -> None:
+        """Delete what an interrupted run goes on from; nothing is left to be done."""
         if self._files is not None:
             self._files.remove()
             self._files = None
-        return final
 
     def _log_report(self, report: EvaluationReport) -> None:
         self.logger.info("Result\n" + report.table())

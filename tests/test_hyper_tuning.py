@@ -97,6 +97,8 @@ def test_the_shared_retriever_is_trained_without_any_scorer(tiny_run, monkeypatc
     settings = with_trained_retriever(tiny_run | given, ["evidence_items", "scorers"])
     assert load_checkpoint(settings["retriever_checkpoint"])["config"]["model"] == "LRURec"
     assert {key: settings[key] for key in given} == given  # of the trials they are as they were
+    endings = {file.name.split(".", 1)[1] for file in Path(tiny_run["checkpoint_dir"]).iterdir()}
+    assert endings == {"pth", "LRURec.pth"}  # nothing of an interrupted run
 
 
 def test_kinds_of_a_space(workdir):

@@ -460,6 +460,20 @@ def test_the_state_of_a_run_stands_beside_it_until_it_has_been_tested(tiny_run):
     assert files(tiny_run) == {"pth", "adapter", "LRURec.pth", *WRITTEN}
 
 
+def test_runs_that_begin_in_the_same_second_have_checkpoints_of_their_own(tiny_run, monkeypatch):
+    """RecBole names them by the second; the first one is not complete when the other begins."""
+    monkeypatch.setattr("recbole.trainer.trainer.get_local_time", lambda: "now")
+    trainers = []
+    for epochs in (0, 1):
+        run = run_of(tiny_run, ranking_method="none", epochs=epochs)
+        run.trainer.fit(run.train, run.valid)
+        trainers.append(run.trainer)
+    assert [Path(own.saved_model_file).name for own in trainers] == [
+        "LlamaRec-now.pth",
+        "LlamaRec-now-2.pth",
+    ]
+
+
 def test_whoever_writes_about_a_tested_run_is_told_once_its_files_are_there(tiny_run):
     told: list = []
     LlamaRecTrainer.after_test.append(told.append)

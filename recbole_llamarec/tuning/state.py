@@ -119,7 +119,11 @@ class RunState:
                 return cls._resumed(_stem_of(file), settings, every_minutes)
             except (ValueError, FileNotFoundError) as reason:
                 logger.info("An interrupted run is not taken up: %s", reason)
-        return cls(stem, settings, every_minutes)
+        while True:
+            try:
+                return cls(stem, settings, every_minutes)
+            except Timeout:  # RecBole's names tell seconds apart: another run began in this one
+                stem = stem.with_name(f"{stem.name}-2")
 
     @classmethod
     def _resumed(cls, stem: Path, settings: Mapping[str, str], every_minutes: float) -> RunState:
