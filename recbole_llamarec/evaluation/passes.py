@@ -83,8 +83,8 @@ class EvaluationPass:
             return PassRecords(_joined(self._batches), _joined(self._ranked))
         no_score = np.empty((0, n_candidates), dtype=np.float32)
         no_item = no_score.astype(np.int64)
-        nothing = {"items": no_item, "retriever": no_score, "best_first": no_item}
-        nothing |= {f"score:{name}": no_score for name in scorers}
+        nothing: dict[str, np.ndarray] = {"items": no_item, "best_first": no_item}
+        nothing |= {"retriever": no_score} | {f"score:{name}": no_score for name in scorers}
         return PassRecords(_joined(self._batches), nothing)
 
 
