@@ -22,6 +22,7 @@ from recbole.quick_start import objective_function
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from recbole_llamarec.integration.configs import no_command_line, training_arguments
+from recbole_llamarec.ranking.protocol import NO_RANKER
 from recbole_llamarec.settings import llamarec_keys
 
 Space = Mapping[str, tuple[str, list]]
@@ -32,6 +33,8 @@ OF_RETRIEVER = {
     *("retriever", "retriever_config", "retriever_checkpoint"),
 }
 OF_RANKER = {*llamarec_keys(), *training_arguments} - OF_RETRIEVER
+# With these, a run trains the retriever alone, whatever the trials do with it.
+NO_SCORERS = {"ranking_method": NO_RANKER, "evidence_items": 0, "scorers": None}
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def with_trained_retriever(settings: Mapping[str, Any], keys: Iterable[str]) -> 
         )
         return dict(settings)
     with no_command_line():
-        config = Config(config_dict={**settings, "ranking_method": "none"})
+        config = Config(config_dict={**settings, **NO_SCORERS})
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     train_data, valid_data, _ = data_preparation(config, create_dataset(config))
@@ -119,6 +122,7 @@ def with_trained_retriever(settings: Mapping[str, Any], keys: Iterable[str]) -> 
     model = get_model(config["model"])(config, train_data.dataset).to(config["device"])
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     trainer.fit(train_data, valid_data, show_progress=config["show_progress"])
+    trainer.complete()
     file = Path(trainer.saved_model_file).with_suffix(f".{config['retriever']}.pth")
     return {**settings, "retriever_checkpoint": str(file.resolve())}
 

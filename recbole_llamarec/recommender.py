@@ -17,7 +17,7 @@ from recbole_llamarec.evaluation.passes import best_first_of
 from recbole_llamarec.given_candidates import Candidate, pool_ids, rank_windows
 from recbole_llamarec.integration.configs import no_command_line
 from recbole_llamarec.ranking.protocol import Prompts
-from recbole_llamarec.scoring.language_model import LanguageModel
+from recbole_llamarec.scoring.language_model import LanguageModel, language_model_of
 from recbole_llamarec.scoring.scorer import Rows
 
 
@@ -77,8 +77,7 @@ class Recommender:
     @property
     def language_model(self) -> LanguageModel | None:
         """The scorer that reads prompts, if the model has one."""
-        scorers = self.model.scorers.values()
-        return next((one for one in scorers if isinstance(one, LanguageModel)), None)
+        return language_model_of(self.model.scorers.values())
 
     @property
     def prompts(self) -> Prompts | None:

@@ -237,7 +237,8 @@ class LlamaRecTrainer(Trainer):
         names = self.model.scorer_names
         with self._scoring("fusion", show_progress, skip_misses=True, all_scorers=True) as current:
             super().evaluate(subset, load_best_model=False)
-        records = current.records(self.settings.rerank_candidates, names).of_all_processes()
+        own = current.records(self.settings.rerank_candidates, names)
+        records = own.of_all_processes(len(subset.dataset))
         fusion, validation = fit_on_validation(records, names, self.settings.retriever, self.config)
         self.model.fusion, self.journal.validation = fusion, validation
         self._files.put("fusion", {"fusion": fusion.state(), "validation": validation})
@@ -245,7 +246,7 @@ class LlamaRecTrainer(Trainer):
     def _save_both(self, verbose: bool) -> None:
         """RecBole's one file, and the adapter beside it as a PEFT directory."""
         self._save_checkpoint(self.epochs - 1, verbose=verbose)
-        if self.language_model is not None and self.config["local_rank"] == 0:
+        if self.language_model is not None and distributed.is_first():
             directory = Path(self.saved_model_file).with_suffix(".adapter")
             model: Any = self.language_model.ranker.model
             save_adapter(model, directory)
@@ -276,8 +277,9 @@ class LlamaRecTrainer(Trainer):
             ):
                 final = super().evaluate(eval_data, False, None, show_progress)
         own = current.records(n_candidates, names)
+        of_all = own.of_all_processes(len(eval_data.dataset))
         self.report = evaluation_report(
-            self.model, own.of_all_processes(), eval_data.dataset, self.config, retriever, final
+            self.model, of_all, eval_data.dataset, self.config, retriever, final
         )
         for line in self.report.lines(self.valid_metric.lower()):
             self.logger.info(line)
@@ -285,8 +287,12 @@ class LlamaRecTrainer(Trainer):
             self.logger.warning(warning)
         self.run_log.report(self.report)
         self._write(self.report, own, eval_data)
-        self._files.remove()
+        self.complete()
         return final
+
+    def complete(self) -> None:
+        """Delete what an interrupted run goes on from; nothing is left to be done."""
+        self._files.remove()
 
     def _write(self, report: EvaluationReport, records: PassRecords, eval_data) -> None:
         """Write the users' table beside the checkpoint, where this run has saved one."""

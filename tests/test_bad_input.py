@@ -14,7 +14,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import load_data_and_model
 from recbole.utils import get_model, get_trainer
 
-from recbole_llamarec.ranking.adapter import LoraSettings, add_adapter, save_adapter
+from recbole_llamarec.ranking.model.adapter import LoraSettings, add_adapter, save_adapter
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def no_training(monkeypatch):
         pytest.fail("training began")
 
     monkeypatch.setattr("recbole.trainer.Trainer._train_epoch", fail)
-    monkeypatch.setattr("recbole_llamarec.trainer.tuning_step", fail)
+    monkeypatch.setattr("recbole_llamarec.tuning.loop.optimizer_step", fail)
 
 
 def start(settings, **changes):

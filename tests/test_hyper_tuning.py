@@ -73,13 +73,32 @@ def test_a_shared_retriever_changes_no_trial(tiny_run, trained_files):
 def test_what_the_retriever_depends_on_has_trials_train_their_own(tiny_run, trained_files, caplog):
     for key in ("retriever", "seed", "MAX_ITEM_LIST_LENGTH", "rerank_mask_seen", "valid_metric"):
         assert not shares_retriever(["lora_r", key]), key
-    for key in ("epochs", "learning_rate", "prompt_max_history", "rerank_candidates", "lora_alpha"):
+    for key in (
+        "epochs",
+        "learning_rate",
+        "prompt_max_history",
+        "evidence_items",
+        "scorers",
+        "lora_alpha",
+    ):
         assert shares_retriever([key]), key
     assert with_trained_retriever(tiny_run, ["lora_r", "seed"]) == tiny_run
     assert "The retriever depends on seed" in caplog.text
     given = tiny_run | {"retriever_checkpoint": "saved/LRURec.pth"}
     assert with_trained_retriever(given, ["lora_r"]) == given
     assert trained_files == []
+
+
+def test_the_shared_retriever_is_trained_without_any_scorer(tiny_run, monkeypatch):
+    """Neither evidence nor a scorer from outside is built or fitted for it."""
+    for name in ("language_model.load_language_model", "evidence.Evidence.build"):
+        monkeypatch.setattr(f"recbole_llamarec.scoring.{name}", None)
+    given = {"evidence_items": 3, "scorers": ["not registered"], "rerank_fusion": "auto"}
+    settings = with_trained_retriever(tiny_run | given, ["evidence_items", "scorers"])
+    assert load_checkpoint(settings["retriever_checkpoint"])["config"]["model"] == "LRURec"
+    assert {key: settings[key] for key in given} == given  # of the trials they are as they were
+    endings = {file.name.split(".", 1)[1] for file in Path(tiny_run["checkpoint_dir"]).iterdir()}
+    assert endings == {"pth", "LRURec.pth"}  # nothing of an interrupted run
 
 
 def test_kinds_of_a_space(workdir):

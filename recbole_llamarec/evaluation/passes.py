@@ -107,10 +107,28 @@ class PassRecords:
     rows: dict[str, np.ndarray]
     ranked: dict[str, np.ndarray]
 
-    def of_all_processes(self) -> PassRecords:
-        """The records of all processes, one behind the other by rank."""
-        parts = distributed.gathered((self.rows, self.ranked))
-        return PassRecords(_joined([own for own, _ in parts]), _joined([own for _, own in parts]))
+    def of_all_processes(self, n_rows: int) -> PassRecords:
+        """The records of all processes, one behind the other by rank.
+
+        RecBole deals the rows out like cards and repeats the first ones until all processes have
+        equally many. These repetitions, the last row of some processes, are left out.
+
+        Args:
+            n_rows: rows of the data that the pass was over.
+        """
+        parts = distributed.gathered(self)
+        surplus = sum(len(part.rows["users"]) for part in parts) - n_rows
+        if surplus and len(parts) > 1:
+            parts[-surplus:] = [part._without_last() for part in parts[-surplus:]]
+        return PassRecords(
+            _joined([part.rows for part in parts]), _joined([part.ranked for part in parts])
+        )
+
+    def _without_last(self) -> PassRecords:
+        """All but the last row."""
+        rows = {name: values[:-1] for name, values in self.rows.items()}
+        n_ranked = int(rows["is_ranked"].sum())
+        return PassRecords(rows, {name: own[:n_ranked] for name, own in self.ranked.items()})
 
     @property
     def opinions(self) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from recbole_llamarec.scoring.scorer import Rows, ScorerParts
+from recbole_llamarec.scoring.scorer import EVIDENCE, Rows, ScorerParts
 
 # Counts by popularity that join those of each item's followers. On validation, of 10, 30,
 # 100 and 300, 100 adds most to LRURec on MovieLens-latest-small, and 0.003 nats less than 300 on
@@ -34,7 +34,7 @@ class Evidence:
         window: steps behind an item within which another counts as its follower.
     """
 
-    name = "evidence"
+    name = EVIDENCE
 
     def __init__(
         self, sequences: Iterable[np.ndarray], n_items: int, n_recent: int, window: int

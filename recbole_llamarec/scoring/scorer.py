@@ -13,6 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from recbole_llamarec.ranking.protocol import ranker_names
+
+EVIDENCE = "evidence"  # the name of recbole_llamarec.scoring.evidence.Evidence
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -87,9 +91,9 @@ def register_scorer(name: str, build: ScorerBuilder) -> None:
         build: makes it from the parts of a run; the scorer's ``name`` is this name.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, by a scorer or by a ranker, whose name is its scorer's.
     """
-    if name in _registered:
+    if name in (*_registered, EVIDENCE, *ranker_names()):
         raise ValueError(f"There is a scorer {name!r} already; register yours under another name.")
     _registered[name] = build
 
@@ -101,7 +105,8 @@ def build_scorers(parts: ScorerParts) -> list[Scorer]:
     what the cheaper scorers say without it.
 
     Raises:
-        ValueError: the key ``scorers`` names one that is not registered.
+        ValueError: the key ``scorers`` names one that is not registered, or a name is not the one
+            that its scorer was registered under, or two of the run's stages would have it.
     """
     from recbole_llamarec.scoring.evidence import Evidence
     from recbole_llamarec.scoring.language_model import LanguageModel
@@ -116,7 +121,20 @@ def build_scorers(parts: ScorerParts) -> list[Scorer]:
     scorers: list[Scorer] = []
     if settings.evidence_items:
         scorers.append(Evidence.build(parts))
-    scorers += [_registered[name](parts) for name in names]
-    if settings.ranking_method != "none":
+    for name in names:
+        scorer = _registered[name](parts)
+        if scorer.name != name:
+            raise ValueError(
+                f"scorers: {name!r} was registered under this name, but its scorer's name is "
+                f"{scorer.name!r}; they must be the same."
+            )
+        scorers.append(scorer)
+    if settings.has_ranker:
         scorers.append(LanguageModel(parts))
+    taken = [settings.retriever, *(scorer.name for scorer in scorers)]
+    if twice := [name for name in taken if taken.count(name) > 1]:
+        raise ValueError(
+            f"scorers: {twice[0]!r} is the name of two of the run's retriever, scorers and ranker. "
+            "Tables tell them apart by their names: register yours under another one."
+        )
     return scorers

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from recbole_llamarec import distributed
-from recbole_llamarec.ranking.model.batching import TokenBudget, is_out_of_memory
+from recbole_llamarec.ranking.model.batching import TokenBudget, is_out_of_memory, pass_tokens
 from recbole_llamarec.ranking.protocol import Encoded, Loss, Ranker
 
 
@@ -45,33 +45,56 @@ def optimizer_step(
         torch.OutOfMemoryError: one sample alone is too much.
     """
     ranker.model.train()
-    device = next(ranker.model.parameters()).device
     share = getattr(ranker, "shares_beginnings", False)
-    while True:
-        optimizer.zero_grad(set_to_none=True)
-        total, largest = 0.0, 0
-        try:
-            for places in budget.batches(encoded, share):
-                part = [encoded[i] for i in places]
-                largest = sum(own.n_tokens for own in part)
-                wanted = torch.from_numpy(targets[places]).to(device)  # [b, K]
-                mean = loss(ranker, part, wanted).sum() / len(encoded)
-                if not torch.isfinite(mean):
-                    raise ValueError(
-                        f"The ranker's training loss is {mean.item()}; lower learning_rate, or set "
-                        "llm_dtype to float32 or bfloat16."
-                    )
-                mean.backward()
-                total += mean.item()
-            break
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or len(part) == 1:
-                raise
-            budget.cut(largest)
+    while (total := _backward(ranker, encoded, targets, loss, optimizer, budget, share)) is None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the passes that follow have other sizes
     on_progress(len(encoded))
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     distributed.average_gradients([w.grad for w in weights if w.grad is not None])
     if clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(weights, clip_norm)
     optimizer.step()
+    return total
+
+
+def _backward(
+    ranker: Ranker,
+    encoded: Sequence[Encoded],
+    targets: np.ndarray,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    budget: TokenBudget,
+    share: bool,
+) -> float | None:
+    """Put the gradients of the mean loss into the weights; ``None`` where the budget was cut.
+
+    It returns before the next attempt, so that the tensors of the pass that failed are free.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    device = next(ranker.model.parameters()).device
+    total = 0.0
+    for places in budget.batches(encoded, share):
+        part = [encoded[i] for i in places]
+        wanted = torch.from_numpy(targets[places]).to(device)  # [b, K]
+        try:
+            mean = loss(ranker, part, wanted).sum() / len(encoded)
+            if not torch.isfinite(mean):
+                raise ValueError(
+                    f"The ranker's training loss is {mean.item()}; lower learning_rate, or set "
+                    "llm_dtype to float32 or bfloat16."
+                )
+            mean.backward()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(part) == 1:
+                raise torch.OutOfMemoryError(
+                    f"{budget.key}: one sample of {part[0].n_tokens} tokens does not fit into the "
+                    "memory. Show less in a prompt (prompt_max_history, prompt_max_title_tokens, "
+                    "rerank_candidates), or take a smaller model or llm_load_in_4bit."
+                ) from error
+            budget.cut(pass_tokens(part, share))
+            return None
+        total += mean.item()
     return total

@@ -91,7 +91,7 @@ class TokenBudget:
             if result is not None:
                 yield rows, result
                 continue
-            self.cut(_n_tokens([encoded[row] for row in rows], share))
+            self.cut(pass_tokens([encoded[row] for row in rows], share))
             rest = np.concatenate([rows, *left])
             parts = self.batches([encoded[row] for row in rest], share)
             left = [rest[part] for part in parts]
@@ -182,7 +182,7 @@ def _n_added(before: Sequence[int], prompt: Sequence[int]) -> int:
     return len(prompt) - (shared if shared >= MIN_SHARED else 0)
 
 
-def _n_tokens(encoded: Sequence[Encoded], share: bool) -> int:
+def pass_tokens(encoded: Sequence[Encoded], share: bool) -> int:
     """Tokens of a pass, as :meth:`TokenBudget.batches` counts them."""
     if not share:
         return len(encoded) * max(one.n_tokens for one in encoded)

@@ -1,4 +1,4 @@
-"""What a run leaves in TensorBoard, read back from its files, and in Weights & Biases."""
+"""What a run leaves in TensorBoard and Weights & Biases, read back, and in its journal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from recbole.quick_start import run_recbole
+from runs import run_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from recbole_llamarec.tuning.curve import TrainingCurve
 
 EVERY_STEP = {"train_eval_steps": 1, "rerank_fusion": 0.5}  # two optimizer steps
 
@@ -39,7 +42,7 @@ def test_each_stage_has_a_tensorboard_run_of_its_own(tiny_run):
 
     (text,) = ranker.Tensors("Result/text_summary")
     table = text.tensor_proto.string_val[0].decode()
-    assert "its ranker alone" in table and "| LlamaRec, retrieved" in table
+    assert "| final: LRURec + verbalizer |" in table and "retrieved rows, " in table
     assert f"{result['test_result']['ndcg@10']:.4f}" in table
     of_settings = [
         read_events(file.parent).Scalars("hparam/best_valid_result")[0].value
@@ -93,13 +96,38 @@ def test_each_stage_has_its_names_in_weights_and_biases(tiny_run, wandb):
 
     summary = wandb.run.summary
     assert summary["eval/ndcg@10"] == result["test_result"]["ndcg@10"]  # RecBole's own name
-    assert summary["eval/llamarec/ndcg@10"] == summary["eval/ndcg@10"]
-    for stage in ("retriever", "ranker", "retriever_retrieved", "llamarec_retrieved"):
+    assert summary["eval/final_LRURec_verbalizer/ndcg@10"] == summary["eval/ndcg@10"]
+    for stage in ("LRURec", "verbalizer"):
         assert 0 < summary[f"eval/{stage}/recall@10"] <= 1
 
 
 def test_the_retriever_alone_leaves_no_curves_of_a_ranker(tiny_run, wandb):
     run_recbole(config_dict=tiny_run | {"ranking_method": "none", "log_wandb": True})
     assert wandb.rows and all(name.startswith("retriever/") for row in wandb.rows for name in row)
-    assert "eval/retriever/ndcg@10" in wandb.run.summary
-    assert "eval/llamarec/ndcg@10" not in wandb.run.summary
+    stages = {name for name in wandb.run.summary if name.startswith("eval/") and "ndcg" in name}
+    assert stages >= {"eval/ndcg@10", "eval/LRURec/ndcg@10"}
+    assert not any("final" in name or "verbalizer" in name for name in stages)
+
+
+def test_the_journal_has_the_curves_and_the_times_of_each_phase(tiny_run):
+    run = run_of(tiny_run, train_eval_steps=1, rerank_fusion="auto")
+    run.trainer.fit(run.train, run.valid)
+    run.trainer.evaluate(run.test)
+    journal = run.trainer.journal
+    assert list(journal.seconds) == [
+        *("loading the language model", "training the retriever", "tuning the ranker", "fusion"),
+        *("test of the retriever", "test of all stages"),
+    ]
+    assert all(seconds > 0 for seconds in journal.seconds.values())
+    assert list(journal.retriever.losses) == list(journal.retriever.scores) == [0, 1, 2]
+    assert list(journal.ranker.losses) == list(journal.ranker.scores) == [1, 2]
+    names = [stage.name for stage in run.trainer.report.stages]
+    assert list(journal.validation) == names  # all stages, on the rows of the fit
+    assert all(set(metrics) >= {"ndcg@5", "ndcg@10"} for metrics in journal.validation.values())
+
+
+def test_the_best_of_equal_validations_is_the_first():
+    curve = TrainingCurve(scores={1: 0.2, 2: 0.5, 3: 0.5, 4: 0.1})
+    assert curve.best(bigger=True) == (2, 0.5) and curve.best(bigger=False) == (4, 0.1)
+    assert TrainingCurve().best(bigger=True) is None
+    assert TrainingCurve.from_state(curve.state()) == curve

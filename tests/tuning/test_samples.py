@@ -1,0 +1,111 @@
+"""Samples that the ranker is tuned on: rows of the training part and their candidates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from runs import run_of
+
+from recbole_llamarec.tuning.samples import TuningSamples
+
+
+def samples_of(settings: dict, seed: int = 1, **changes) -> TuningSamples:
+    run = run_of(settings, **changes)
+    run.model.eval()
+    return TuningSamples(run.model, run.train.dataset, seed)
+
+
+def test_every_prefix_is_a_sample_without_a_limit(tiny_run):
+    samples = samples_of(tiny_run, train_max_samples=None)
+    batches = samples.batches(2, 50)
+    rows = [row for batch in batches for row in batch.tolist()]
+    assert sorted(rows) == sorted([*range(len(samples))] * 2)
+    assert rows[: len(samples)] != rows[len(samples) :]  # a new order each epoch
+    assert max(map(len, batches)) == 50
+
+
+def test_the_limit_is_for_each_epoch(tiny_run):
+    samples = samples_of(tiny_run, train_max_samples=20)
+    batches = samples.batches(2, 8)
+    assert [len(batch) for batch in batches] == [8, 8, 4] * 2
+    assert samples.batches(0, 8) == []
+
+
+def test_batches_depend_on_the_seed_alone(tiny_run):
+    samples = samples_of(tiny_run)
+    one, same = samples.batches(1, 8), samples.batches(1, 8)
+    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
+    samples.seed = 2
+    other = samples.batches(1, 8)
+    assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_sample_is_a_history_with_its_target_among_unseen_items(tiny_run):
+    samples = samples_of(tiny_run)
+    rows = np.arange(0, len(samples), 5)
+    drawn = samples.draw(rows, step=1)
+    assert drawn.targets.dtype == np.float32 and (drawn.targets.sum(1) == 1).all()
+    for row, history, pool, target in zip(
+        rows, drawn.histories, drawn.pools, drawn.targets, strict=True
+    ):
+        length = samples.lengths[row]
+        assert history == samples.sequences[row, :length][-5:].tolist()  # prompt_max_history
+        assert pool[target.argmax()] == samples.targets[row]
+        negatives = set(pool) - {int(samples.targets[row])}
+        assert len(negatives) == 7 and 0 not in negatives
+        assert not negatives & set(samples.model.seen.of(samples.users[row]).tolist())
+
+
+def test_candidates_depend_on_seed_step_and_row_alone(tiny_run):
+    """So that they are the same whichever process draws them, and after an interruption."""
+    samples = samples_of(tiny_run)
+    together = samples.draw(np.array([3, 9, 30]), step=4).pools
+    assert samples.draw(np.array([30, 3]), step=4).pools == [together[2], together[0]]
+    assert samples.draw(np.array([3, 9, 30]), step=5).pools != together
+    samples.seed = 2
+    assert samples.draw(np.array([3, 9, 30]), step=4).pools != together
+
+
+def test_a_loss_that_reads_no_candidates_gets_the_target_alone(tiny_run):
+    samples = samples_of(tiny_run)
+    rows = np.array([3, 9])
+    drawn = samples.draw(rows, step=1, with_candidates=False)
+    assert drawn.pools == [[int(target)] for target in samples.targets[rows]]
+    assert drawn.targets.tolist() == [[1.0], [1.0]]
+    assert drawn.histories == samples.draw(rows, step=1).histories
+
+
+def test_hard_candidates_are_the_retrievers_first_that_are_unseen(tiny_run):
+    samples = samples_of(tiny_run, train_candidates="retriever", train_candidates_from=9)
+    rows = np.arange(0, len(samples), 5)
+    drawn = samples.draw(rows, step=1)
+    model = samples.model
+    order = model.propose(samples.inter[rows]).order.numpy()
+    for row, ranked, pool, target in zip(rows, order, drawn.pools, drawn.targets, strict=True):
+        seen = set(model.seen.of(int(samples.users[row])).tolist())
+        assert pool[target.argmax()] == samples.targets[row]
+        negatives = set(pool) - {int(samples.targets[row])}
+        assert len(negatives) == 7 and not negatives & seen
+        assert negatives <= set(ranked[:10].tolist())
+
+
+def test_hard_candidates_of_a_catalogue_that_is_smaller_than_their_depth(tiny_run):
+    samples = samples_of(tiny_run, train_candidates="retriever", train_candidates_from=100)
+    pools = samples.draw(np.arange(100), step=1).pools
+    drawn = {item for pool in pools for item in pool}
+    assert 0 not in drawn and len(drawn) > 50  # 60 items
+
+
+@pytest.mark.parametrize("positions", [1, 4])
+def test_positions_of_a_block_are_samples_together_and_share_their_beginning(tiny_run, positions):
+    samples = samples_of(tiny_run, train_positions=positions, train_max_samples=None)
+    (batch,) = samples.batches(1, len(samples))
+    blocks = samples.blocks[batch]
+    assert (np.diff(np.flatnonzero(np.diff(blocks))) <= positions).all()
+    assert len(np.unique(blocks)) == 1 + np.count_nonzero(np.diff(blocks))  # none comes twice
+    histories = samples.draw(batch, step=1, with_candidates=False).histories
+    together = [i for i in range(len(batch) - 1) if blocks[i] == blocks[i + 1]]
+    assert len(together) == len(batch) - len(np.unique(blocks))
+    for i in together:
+        assert histories[i + 1] == [*histories[i], int(samples.targets[batch[i]])]
+    assert max(map(len, histories)) <= 5  # prompt_max_history
