@@ -165,11 +165,9 @@ class LlamaRecTrainer(Trainer):
         scorer: Any = self.language_model
         init_seed(self.config["seed"], self.config["reproducibility"])
         # The ranker alone is validated while it is tuned, or beside a weight that is given.
-        weight = self.settings.rerank_fusion
+        weight, n_rows = self.settings.rerank_fusion, self.settings.train_eval_rows
         self.model.fusion = Fusion.from_setting(None if weight == "auto" else weight, [scorer.name])
-        subset: Any = None
-        if valid_data:
-            subset = random_rows(valid_data, self.config, self.settings.train_eval_rows)
+        subset: Any = random_rows(valid_data, self.config, n_rows) if valid_data else None
 
         def validate(step: int, progress: TuningProgress) -> tuple[float, dict[str, float]]:
             with self._scoring(f"validation {step}", show_progress, skip_misses=self.skip_misses):
@@ -238,8 +236,8 @@ class LlamaRecTrainer(Trainer):
         with self._scoring("fusion", show_progress, skip_misses=True, all_scorers=True) as current:
             super().evaluate(subset, load_best_model=False)
         own = current.records(self.settings.rerank_candidates, names)
-        records = own.of_all_processes(len(subset.dataset))
-        fusion, validation = fit_on_validation(records, names, self.settings.retriever, self.config)
+        every = own.of_all_processes(len(subset.dataset))
+        fusion, validation = fit_on_validation(every, names, self.settings.retriever, self.config)
         self.model.fusion, self.journal.validation = fusion, validation
         self._files.put("fusion", {"fusion": fusion.state(), "validation": validation})
 
@@ -277,10 +275,8 @@ class LlamaRecTrainer(Trainer):
             ):
                 final = super().evaluate(eval_data, False, None, show_progress)
         own = current.records(n_candidates, names)
-        of_all = own.of_all_processes(len(eval_data.dataset))
-        self.report = evaluation_report(
-            self.model, of_all, eval_data.dataset, self.config, retriever, final
-        )
+        every = own.of_all_processes(len(dataset := eval_data.dataset))
+        self.report = evaluation_report(self.model, every, dataset, self.config, retriever, final)
         for line in self.report.lines(self.valid_metric.lower()):
             self.logger.info(line)
         if warning := self.report.warning(self.valid_metric.lower(), self.valid_metric_bigger):
