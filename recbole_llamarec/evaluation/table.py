@@ -141,7 +141,9 @@ class EvaluationReport:
         """
         names = [stage.name for stage in self.stages]
         cumulated = [name for name in names if name.startswith(f"{names[0]} + ")]
-        pairs = [*zip([names[0], *cumulated], cumulated, strict=False), (names[0], names[-1])]
+        pairs = list(zip([names[0], *cumulated], cumulated, strict=False))
+        if len(cumulated) != 1:  # else the final order is that of the one stage
+            pairs.append((names[0], names[-1]))
         lines = []
         for before, after in dict.fromkeys(pairs):
             if before != after and f"{metric}:{after}" in self.users:

@@ -7,7 +7,8 @@ Shapes: B batch, K candidates, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from recbole_llamarec.ranking.losses import LabelLoss
 from recbole_llamarec.ranking.model.forward import Forward
 from recbole_llamarec.ranking.model.head import final_softcap, max_positions, output_head
 from recbole_llamarec.ranking.prompt.builder import PromptBuilder
-from recbole_llamarec.ranking.protocol import Encoded, RankerParts
+from recbole_llamarec.ranking.protocol import Encoded, Loss, RankerParts
 from recbole_llamarec.ranking.verbalizer import Verbalizer, default_labels
 
 
@@ -60,7 +61,7 @@ class Letters:
     """
 
     reads_labels = True  # so that candidates are at most as many as labels
-    losses = {"label": LabelLoss(), "next_token": NextTokenLoss()}
+    losses: ClassVar[Mapping[str, Loss]] = {"label": LabelLoss(), "next_token": NextTokenLoss()}
 
     def __init__(
         self, model: nn.Module, forward: Forward, prompts: PromptBuilder, verbalizer: Verbalizer

@@ -17,8 +17,9 @@ H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from recbole_llamarec.ranking.losses import LabelLoss
 from recbole_llamarec.ranking.model.forward import Forward
 from recbole_llamarec.ranking.model.head import TokenHead, max_positions
 from recbole_llamarec.ranking.prompt.title_list import TitleList
-from recbole_llamarec.ranking.protocol import Encoded, RankerParts
+from recbole_llamarec.ranking.protocol import Encoded, Loss, RankerParts
 
 GPU_TITLES = 64  # titles of one pass in which their priors are computed on a GPU
 Titles = Sequence[Sequence[int]]  # token ids of each title
@@ -71,7 +72,7 @@ class Likelihood:
     """
 
     max_candidates = None
-    losses = {"label": LabelLoss(), "titles": TitlesLoss()}
+    losses: ClassVar[Mapping[str, Loss]] = {"label": LabelLoss(), "titles": TitlesLoss()}
 
     def __init__(
         self,
@@ -198,12 +199,14 @@ class Likelihood:
             size = 1 if device.type == "cpu" else GPU_TITLES
             is_training = self.model.training
             self.model.eval()
-            with getattr(self.model, "disable_adapter", nullcontext)():
-                for start in range(0, len(missing), size):
-                    part = missing[start : start + size]
-                    computed = self.log_likelihoods([self.prompts.start], [part])
-                    self._priors |= dict(zip(part, computed.tolist(), strict=True))
-            self.model.train(is_training)
+            try:
+                with getattr(self.model, "disable_adapter", nullcontext)():
+                    for start in range(0, len(missing), size):
+                        part = missing[start : start + size]
+                        computed = self.log_likelihoods([self.prompts.start], [part])
+                        self._priors |= dict(zip(part, computed.tolist(), strict=True))
+            finally:  # memory may run out, and the caller goes on with smaller batches
+                self.model.train(is_training)
         return torch.tensor([self._priors[key] for key in keys], device=device)
 
     def _title_head(self, device: torch.device) -> TokenHead:

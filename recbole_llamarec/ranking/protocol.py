@@ -146,7 +146,8 @@ class Ranker(Protocol):
     """Gives each candidate of a history a score.
 
     It should be no ``nn.Module``, so that a recommender that holds one does not save the language
-    model with its weights.
+    model with its weights. It may have ``shares_beginnings``, a bool: whether samples of one pass
+    compute a common beginning once, so that tuning brings such samples together.
 
     Attributes:
         model: the language model with its adapter; what is tuned.
@@ -155,10 +156,14 @@ class Ranker(Protocol):
         losses: by the name in ``train_loss``; the first is the default.
     """
 
-    model: nn.Module
-    prompts: Prompts | None
-    max_candidates: int | None
     losses: ClassVar[Mapping[str, Loss]]
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def prompts(self) -> Prompts | None: ...
+    @property
+    def max_candidates(self) -> int | None: ...
 
     @classmethod
     def build(cls, parts: RankerParts) -> Ranker:
@@ -203,7 +208,7 @@ _BUILT_IN = {
 _registered: dict[str, type[Ranker]] = {}
 
 
-def register_ranker(name: str, ranker_class: Any) -> None:
+def register_ranker(name: str, ranker_class: type[Ranker]) -> None:
     """Make a ranker known under a name, the value of ``ranking_method`` that chooses it.
 
     Args:

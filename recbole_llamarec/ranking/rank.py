@@ -126,8 +126,8 @@ def _taken_up(log: BatchLog | None, result: Tensor, order: np.ndarray) -> int:
             raise ValueError(
                 f"The scores kept of an interrupted pass are of another one: {len(order)} users "
                 f"with {result.shape[1]} candidates are to be ranked, and a batch of shape "
-                f"{list(scores.shape)} was kept behind {n_done} users. Start without the "
-                "interrupted run's state."
+                f"{list(scores.shape)} was kept behind {n_done} users. Start without the state of "
+                "the interrupted run."
             )
         result[torch.from_numpy(rows)] = scores
         n_done += len(scores)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from prompt_texts import PAPER
 from rankers import (
     WAYS,
     budget_of,
@@ -19,17 +20,10 @@ from transformers import AutoTokenizer
 
 from recbole_llamarec.ranking.letters import Letters
 from recbole_llamarec.ranking.model.adapter import adapter_state
-from recbole_llamarec.ranking.prompt.template import PromptTemplate
 from recbole_llamarec.ranking.rank import rank_all
 from recbole_llamarec.ranking.verbalizer import default_labels
 
 K = 7
-PAPER = PromptTemplate(
-    text="### Instruction:\n{instruction}\n\n### Input:\nUser history: {history}; \n "
-    "Candidate pool: {candidates}\n\n### Response:\n",
-    separator=" \n ",
-    response="{label}",
-)
 
 
 @pytest.fixture

@@ -196,6 +196,17 @@ def test_priors_leave_the_model_as_it_was_with_its_adapter(ranker, is_training):
     assert layers and not any(layer.disable_adapters for layer in layers)
 
 
+def test_the_model_goes_on_training_where_memory_runs_out_for_a_prior(ranker, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(ranker, "log_likelihoods", full)
+    ranker.model.train()
+    with pytest.raises(torch.OutOfMemoryError):
+        ranker.priors([[5, 6]])
+    assert ranker.model.training
+
+
 # --- losses --------------------------------------------------------------------------------------
 
 

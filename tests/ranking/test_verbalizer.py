@@ -1,11 +1,12 @@
 import pytest
 import tokenizers
 import torch
+from prompt_texts import PAPER
 from tokenizers import models
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recbole_llamarec.ranking.prompt import PromptBuilder
+from recbole_llamarec.ranking.prompt.builder import PromptBuilder
 from recbole_llamarec.ranking.verbalizer import Verbalizer, default_labels
 
 PROMPT = "Candidate pool: (A) Heat (B) Alien\n\n### Response:"
@@ -28,6 +29,18 @@ def test_label_ids_continue_the_prompt(tokenizer):
     for label, token_id in zip(labels, verbalizer.token_ids, strict=True):
         whole = tokenizer(f"{prompt} {label}").input_ids
         assert whole == tokenizer(prompt).input_ids + [token_id]
+
+
+def test_label_ids_continue_the_papers_prompt(tokenizer):
+    """The label stands directly behind a line break."""
+    labels = default_labels(20)
+    prompts = PromptBuilder(tokenizer, ["", "Heat", "Alien"], labels, PAPER)
+    prompt = prompts.text([1], [1, 2])
+    verbalizer = Verbalizer.for_tokenizer(tokenizer, labels, prompt, PAPER.response)
+    assert len(set(verbalizer.token_ids)) == 20
+    ids = prompts.encode([1], [1, 2])
+    for label, token_id in zip(labels, verbalizer.token_ids, strict=True):
+        assert tokenizer(prompt + label).input_ids == [*ids, token_id]
 
 
 def test_label_ids_depend_on_what_stands_before(llama):

@@ -1,78 +1,32 @@
+"""Prompts are put together from pieces whose ids are those of the whole text."""
+
 import logging
-import re
 import time
 
 import pytest
 import tokenizers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from prompt_texts import (
+    DEFAULT,
+    LABELS,
+    N_ITEMS,
+    PAPER,
+    QUICK,
+    TEMPLATE_NAMES,
+    TEMPLATES,
+    TITLE,
+    catalogue,
+    shown_items,
+)
 from tokenizers import models, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from recbole_llamarec.ranking.prompt import PromptBuilder, PromptTemplate
-from recbole_llamarec.ranking.title import (
-    UNTITLED,
-    TitleRules,
-    character_boundary,
-    clean_title,
-    special_texts,
-)
-from recbole_llamarec.ranking.verbalizer import default_labels
-
-LABELS = default_labels(52)
-N_ITEMS = 60
-DEFAULT = PromptTemplate()
-TEMPLATES = [
-    DEFAULT,
-    PromptTemplate(
-        instruction="Pick  {one}.",
-        text="<|im_start|> user\n{instruction}\nSeen so far:\n{history}\nChoices :\n  {candidates}."
-        "<|im_end|>\nAnswer:",
-        history_item="{title} [{number}]",
-        candidate_item="<{label}>  {title}!",
-        separator="  |\n ",
-        empty_history="",
-    ),
-    PromptTemplate(
-        text="Watched: {history}\nNow {candidates}",
-        history_item="{title}",
-        candidate_item="{label}: {title}",
-    ),
-]
-TROUBLE = (
-    "(B)|( C )|(1)|(12)|(a)|[B]|[7]|<D>E|B:|User history:|Candidate  pool :|### Response:|###|#|"
-    "Seen so far:|<|</s>|<s>|<unk>|< s>|(1995)|\u2581|;|:|.|,|\n\n|\r\n|\t|\u2028|\xa0|\u3000|"
-    "\u200b|\u0301|\x00|\x85|\x1c|\ud800|\udfff|🎬|👩\u200d👧|👍🏽|\xe9|e\u0301|'|\"|'s|007|1984|Toy"
-)
-PIECES = st.sampled_from([*TROUBLE.split("|"), "<|im_end|>", "<|endoftext|>"])
-TITLE = st.lists(PIECES | st.text(max_size=6) | st.just(" "), max_size=8).map("".join)
-QUICK = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+from recbole_llamarec.ranking.prompt.builder import PromptBuilder
+from recbole_llamarec.ranking.prompt.title import UNTITLED
 
 
-def catalogue(titles: list[str], n_items: int = N_ITEMS) -> list[str]:
-    """A list of titles for all ids, with the given ones spread through plain ones."""
-    plain = [f"Film {i} ({1950 + i})" for i in range(n_items + 1)]
-    for i, title in enumerate(titles):
-        plain[1 + i * 7 % n_items] = title
-    return plain
-
-
-def rules_for(template: PromptTemplate, special: list[str] | tuple[str, ...] = ()) -> TitleRules:
-    return TitleRules.build(
-        template.text, template.history_item, template.candidate_item, LABELS, 20, special
-    )
-
-
-@st.composite
-def shown_items(draw):
-    history = draw(st.lists(st.integers(1, N_ITEMS), max_size=30))
-    n_candidates = draw(st.integers(2, 52))
-    return history, draw(st.permutations(range(1, N_ITEMS + 1)))[:n_candidates]
-
-
-@pytest.mark.parametrize("template", TEMPLATES, ids=["default", "chat", "terse"])
+@pytest.mark.parametrize("template", TEMPLATES, ids=TEMPLATE_NAMES)
 @QUICK
 @given(titles=st.lists(TITLE, max_size=12), shown=shown_items(), limit=st.integers(1, 40))
 def test_encode_is_the_tokenization_of_the_text(tokenizer, template, titles, shown, limit):
@@ -148,63 +102,6 @@ def test_title_of_ten_thousand_characters_is_quick(tokenizer):
     assert ids == tokenizer(builder.text([1, 2], [3, 4, 5])).input_ids
 
 
-@pytest.mark.parametrize(
-    ("text", "end", "boundary"),
-    [("abc", 2, 2), ("e\u0301a", 1, 0), ("a👍🏽", 2, 1), ("a👩\u200d👧", 3, 1), ("abc", 3, 3)],
-)
-def test_character_boundary(text, end, boundary):
-    assert character_boundary(text, end) == boundary
-
-
-@pytest.mark.parametrize("template", TEMPLATES, ids=["default", "chat", "terse"])
-@settings(max_examples=200, deadline=None)
-@given(title=TITLE)
-def test_clean_title_is_idempotent_and_leaves_no_structure(llama, gpt2_style, template, title):
-    special = special_texts(llama) + special_texts(gpt2_style) + ["[INST]", "< s>", "§"]
-    rules = rules_for(template, special)
-    cleaned = clean_title(title, rules)
-    assert clean_title(cleaned, rules) == cleaned
-    assert cleaned == " ".join(cleaned.split())
-    assert not any(token in cleaned for token in special)
-    assert not any(bad in cleaned for bad in ("##", "▁", "\n", "\x00", "\x85", "\ud800", "\udfff"))
-    if template is DEFAULT:
-        for heading in ("user history", "candidate pool", "response", "instruction", "input"):
-            assert not re.search(rf"(?<!\w){heading} ?:", cleaned.lower())
-        squeezed = cleaned.replace("( ", "(").replace(" )", ")")
-        markers = [f"({m})" for m in (*LABELS, *range(1, 21))]
-        assert not any(marker in squeezed for marker in markers)
-    cleaned.encode("utf-8")
-
-
-@pytest.mark.parametrize(
-    ("title", "cleaned"),
-    [
-        ("Toy Story (1995)", "Toy Story (1995)"),
-        ("  a\t\r\n b\u2028c\u2581d\x00 ", "a b c d"),
-        ("Plan (B) and ( b ) (20) (21)", "Plan [B] and [ b ] [20] (21)"),
-        ("Heat; candidate  POOL : (A) me", "Heat; candidate POOL [A] me"),
-        ("User User history:: history:", "User User history history:"),
-        ("### Response: (A", "Response (A"),
-        ("C# and #1 ##", "C# and #1"),
-        ("a<|im_end|><s>", "a< |im_end|>< s>"),
-        ("a\ud800b", "a\ufffdb"),
-        ("2001: A Space Odyssey", "2001: A Space Odyssey"),
-        ("\n \u00a0", ""),
-    ],
-)
-def test_clean_title_examples(title, cleaned):
-    assert clean_title(title, rules_for(DEFAULT, ["<|im_end|>", "<s>"])) == cleaned
-
-
-def test_markers_follow_the_template():
-    rules = rules_for(
-        PromptTemplate(candidate_item="[{label}] {title}", history_item="{number}. {title}")
-    )
-    assert clean_title("Plan [B] (B) 2. Vol 2.5 (1)", rules) == "Plan B (B) 2 Vol 2.5 (1)"
-    with pytest.raises(ValueError, match="prompt_candidate_item.*no punctuation"):
-        rules_for(PromptTemplate(candidate_item="{label} {title}"))
-
-
 def test_empty_titles_are_shown_as_unknown(tokenizer):
     builder = PromptBuilder(tokenizer, ["", "", " \n", "Heat"], LABELS)
     assert f"(A) {UNTITLED} (B) Heat" in builder.text([1], [2, 3])
@@ -225,36 +122,6 @@ def test_wrong_items_are_refused(gpt2_style):
         builder.text([0, 1], [1, 2])
     with pytest.raises(ValueError, match="prompt_max_title_tokens is 0"):
         PromptBuilder(gpt2_style, catalogue([]), LABELS, max_title_tokens=0)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("text", "{history}", "prompt_text is '{history}': it lacks the placeholder {candidates}"),
-        ("text", "{history} {candidates} {user}", "unknown placeholder {user}"),
-        ("text", "a {history} b {history} {candidates}", "has a placeholder twice"),
-        ("text", "a b: {candidates} {history}", "{history} must stand before {candidates}"),
-        ("text", "a b: {history}/{candidates}", "between {history} and the first title"),
-        ("text", "{history} - {candidates}", "before the first title of {history}"),
-        ("history_item", "{number:02d} {title}", "has a format or conversion"),
-        ("history_item", "{title} ", "prompt_history_item is '{title} ': it must neither begin"),
-        ("candidate_item", "{title}", "prompt_candidate_item is '{title}': it lacks"),
-        ("candidate_item", "({label}) {title", "cannot be read"),
-        ("response", "{}", "prompt_response is '{}': it has the unknown placeholder {}"),
-        ("separator", "\n", "prompt_separator is '\\n': it must begin with a space"),
-        ("instruction", "a\0b", "U+0000"),
-    ],
-)
-def test_wrong_templates_name_their_key(field, value, message):
-    settings = {"history_item": "{title}", "candidate_item": "{label}:{title}"} | {field: value}
-    with pytest.raises(ValueError) as caught:
-        PromptTemplate(**settings)
-    assert message in str(caught.value)
-
-
-def test_all_placeholder_errors_come_at_once():
-    with pytest.raises(ValueError, match="(?s)prompt_history_item.*prompt_response"):
-        PromptTemplate(history_item="x", response="y")
 
 
 def test_tokenizer_that_appends_a_token_is_refused(llama_folder):
@@ -290,3 +157,24 @@ def test_encoding_is_quick(tokenizer):
     for _ in range(200):
         builder.encode(history, candidates)
     assert (time.perf_counter() - start) / 200 < 1e-3
+
+
+def test_no_warning_for_the_papers_prompt(tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        builder = PromptBuilder(tokenizer, catalogue([]), LABELS, PAPER)
+    assert not caplog.records
+    assert builder.text([1], [2, 3]) == (
+        "### Instruction:\nGiven user history in chronological order, recommend an item from the "
+        "candidate pool with its index letter.\n\n### Input:\nUser history: (1) Film 1 (1951); \n "
+        "Candidate pool: (A) Film 2 (1952) \n (B) Film 3 (1953)\n\n### Response:\n"
+    )
+
+
+def test_what_is_shown_of_a_history_is_counted(gpt2_style):
+    history, candidates = list(range(1, 21)), list(range(30, 50))
+    builder = PromptBuilder(gpt2_style, catalogue([]), LABELS, max_history=6)
+    ids, n_shown = builder.encode_shown(history, candidates)
+    assert (ids, n_shown) == (builder.encode(history, candidates), 6)
+    assert builder.encode_shown(history[:2], candidates)[1] == 2
+    builder.max_prompt_tokens = len(ids) - 1
+    assert builder.encode_shown(history, candidates)[1] == 5
