@@ -123,9 +123,9 @@ class LlamaRecSettings(TuningKeys):
         "auto",
         optional(either("auto", number(at_least=0))),
         "How scorers are joined with the retriever. auto: their weights are fitted on validation; "
-        "a scorer with weight 0 is asked in a test alone, for its rows of the table. A number: weight of the ranker's log-probabilities "
-        "beside the retriever's, where it is the only scorer. ~: the ranker alone, as in the "
-        "paper.",
+        "a scorer with weight 0 is asked in a test alone, for its rows of the table. A number: "
+        "weight of the ranker's log-probabilities beside the retriever's, where it is the only "
+        "scorer. ~: the ranker alone, as in the paper.",
     )
     rerank_fusion_rows: int | None = key(
         2000, optional(whole(1)), "Validation rows that the weights are fitted on; ~ takes all."

@@ -61,7 +61,7 @@ REMOVED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "set it to label, or write the loss for a ranker of your own; see docs/extending.md",
     ),
     "ranking_method": (
-        _one_of("generate"),
+        lambda value: value == "generate" and value not in ranker_names(),
         "set it to verbalizer or likelihood; benchmarks/ has the generating ranker",
     ),
 }
