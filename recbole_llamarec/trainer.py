@@ -48,7 +48,6 @@ class LlamaRecTrainer(Trainer):
     """
 
     after_test: ClassVar[list[Callable[[TestedRun], None]]] = []
-
     saved_model_file: str
     best_valid_score: float
 
@@ -263,14 +262,15 @@ class LlamaRecTrainer(Trainer):
         if not eval_data:
             return None
         names, n_candidates = self.model.scorer_names, self.settings.rerank_candidates
-        with self.model.evaluating(rerank=False) as current:
+        timed = self.journal.timed
+        with timed("test of the retriever"), self.model.evaluating(rerank=False) as current:
             retriever = super().evaluate(eval_data, load_best_model, model_file, show_progress)
         final = retriever
         if names:
             options = {"skip_misses": self.skip_misses, "all_scorers": True}
             with (
                 self._files.released_on_error(),
-                self.journal.timed("test of all stages"),
+                timed("test of all stages"),
                 self._scoring("test", show_progress, **options) as current,
             ):
                 final = super().evaluate(eval_data, False, None, show_progress)

@@ -199,7 +199,8 @@ def test_checks_compare_keys_that_exist():
         ("ranking_method", "generate"),
     ],
 )
-def test_what_was_removed_is_named_with_what_to_do(key, value):
+def test_what_was_removed_is_named_with_what_to_do(key, value, monkeypatch):
+    monkeypatch.setattr("recbole_llamarec.ranking.protocol._registered", {})  # no "generate"
     (line,) = errors_of(**{key: value})
     assert line.startswith(f"- {key}: {value!r} has been removed: ")
     assert any(word in line for word in ("Remove the key", "set it to", "Set it to"))

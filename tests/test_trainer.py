@@ -234,7 +234,6 @@ def test_memory_that_runs_out_while_the_fusion_is_fitted_loses_no_tuning(tiny_ru
     saved = load_checkpoint(file)["other_parameter"]["scorers"]["verbalizer"]["adapter"]
     assert all(torch.equal(saved[name], tuned[name]) for name in tuned)
     assert [*file.with_suffix(".adapter").glob("adapter_model.safetensors")]
-    run.trainer._files.close()  # as the end of the process does
 
     monkeypatch.setattr("recbole_llamarec.trainer.train_retriever", None)
     again = run_of(tiny_run, **AUTO)
