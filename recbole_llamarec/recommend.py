@@ -15,6 +15,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from recbole_llamarec.recommender import Recommendation, Recommender
+from recbole_llamarec.results_file import ResultsFile
 
 BATCH = 64  # histories ranked at a time
 ADDED = re.compile(r"(, (the|an?))?( \(\d{4}\))?$")  # what people leave out of a title
@@ -23,11 +24,14 @@ ADDED = re.compile(r"(, (the|an?))?( \(\d{4}\))?$")  # what people leave out of 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Recommend for one history on the command line, or for a file of them."""
     options = parse_arguments(arguments)
-    recommender = Recommender.from_checkpoint(options.checkpoint)
     try:
         if options.histories:
-            recommend_file(recommender, options.histories, options.out, options.k)
+            # files are compared before the model is loaded, which takes longer
+            checkpoint, histories, k = options.checkpoint, options.histories, options.k
+            results = ResultsFile(options.out, Path(checkpoint), histories, k, BATCH)
+            recommend_file(Recommender.from_checkpoint(checkpoint), histories, results, k)
             return
+        recommender = Recommender.from_checkpoint(options.checkpoint)
         history = [resolve(recommender, name) for name in options.history]
         if options.candidates:
             result = recommender.rank(
@@ -35,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         else:
             (result,) = recommender.recommend([history], options.k)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
     print(as_lines(result) if options.format == "jsonl" else as_table(result))
 
@@ -94,39 +98,26 @@ def resolve(recommender: Recommender, name: str) -> str:
     raise ValueError(f"No item is called {name!r}; the nearest: {nearest}.")
 
 
-def recommend_file(recommender: Recommender, histories: Path, out: Path, k: int) -> None:
-    """Recommend for a file of histories; an interrupted run goes on behind its last whole line.
+def recommend_file(recommender: Recommender, histories: Path, results: ResultsFile, k: int) -> None:
+    """Recommend for a file of histories; an interrupted run goes on behind its last whole batch.
 
     Memory does not grow with the file.
 
     Raises:
         ValueError: a line is no list of known items; names the line.
     """
-    done = complete_lines(out)
-    with histories.open(encoding="utf-8") as lines, out.open("a", encoding="utf-8") as results:
-        numbered = islice(enumerate(lines, start=1), done, None)
-        with tqdm(initial=done, unit="history", ncols=100) as progress:
-            for batch in batched(numbered, BATCH):
-                rows = [read_history(line, number, histories) for number, line in batch]
-                for result in recommender.recommend(rows, k):
-                    results.write(json.dumps([asdict(item) for item in result]) + "\n")
-                results.flush()
-                progress.update(len(rows))
-
-
-def complete_lines(out: Path) -> int:
-    """How many whole lines a file of results has; what follows the last one is cut off."""
-    if not out.is_file():
-        return 0
-    count, end = 0, 0
-    with out.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            count, end = count + 1, end + len(line)
-    with out.open("rb+") as file:
-        file.truncate(end)
-    return count
+    done = results.n_done
+    with (
+        histories.open(encoding="utf-8", newline="\n") as lines,
+        tqdm(initial=done, unit="history", ncols=100) as progress,
+    ):
+        for batch in batched(islice(enumerate(lines, start=1), done, None), BATCH):
+            rows = [read_history(line, number, histories) for number, line in batch]
+            ranked = recommender.recommend(rows, k)
+            results.add(json.dumps([asdict(item) for item in result]) for result in ranked)
+            progress.update(len(rows))
+    if not results.n_histories:
+        results.add(())  # they have a file of results all the same
 
 
 def read_history(line: str, number: int, file: Path) -> list[str]:

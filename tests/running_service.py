@@ -46,9 +46,9 @@ class Running:
         self.client.close()
 
 
-def run(recommender, token: str | None = None, **limits) -> Running:
+def run(recommender, token: str | None = None, allow_hosts=(), **limits) -> Running:
     """Start a service and wait until it answers."""
-    server = Server(recommender, Limits(**limits), token=token)
+    server = Server(recommender, Limits(**limits), token=token, allow_hosts=allow_hosts)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started or not thread.is_alive())

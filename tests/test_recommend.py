@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from recbole_llamarec import recommend
 from recbole_llamarec.given_candidates import window_starts
-from recbole_llamarec.recommend import complete_lines, read_history, resolve
+from recbole_llamarec.recommend import read_history, resolve
+from recbole_llamarec.results_file import ResultsFile
 from recbole_llamarec.scoring.fusion import Fusion
 
 POOLS = [(0, 8), (10, 5), (20, 8), (5, 21), (30, 5), (7, 13)]  # first item and size; windows of 8
@@ -170,20 +173,142 @@ def test_the_command_prints_a_table_or_lines(recommender, trained, capsys):
         recommend.main([f"--checkpoint={trained.checkpoint}", "--history", "nothing at all"])
 
 
-def test_a_file_of_histories_is_resumed(recommender, tmp_path):
-    histories = [[f"i{n}", f"i{n + 1}"] for n in range(5)]
-    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text("".join(json.dumps(history) + "\n" for history in histories))
-    recommend.recommend_file(recommender, source, out, 3)
-    whole = out.read_text()
-    assert len(whole.splitlines()) == 5
-    lines = whole.splitlines(keepends=True)
-    out.write_text("".join(lines[:2]) + lines[2][:20])  # stopped within the third
-    recommend.recommend_file(recommender, source, out, 3)
-    assert [json.loads(a)[0]["item"] for a in out.read_text().splitlines()] == [
-        json.loads(b)[0]["item"] for b in lines
-    ]
-    assert complete_lines(tmp_path / "none") == 0
+@dataclass(frozen=True)
+class Batch:
+    """The files of one command ``recommend --histories … --out …``."""
+
+    checkpoint: Path
+    histories: Path
+    out: Path
+
+    def run(self, recommender, k: int = 3) -> bytes:
+        results = ResultsFile(self.out, self.checkpoint, self.histories, k, recommend.BATCH)
+        recommend.recommend_file(recommender, self.histories, results, k)
+        return self.out.read_bytes()
+
+    @property
+    def about(self) -> Path:
+        return self.out.with_name("out.jsonl.run.json")
+
+
+@pytest.fixture
+def files(tmp_path, trained, monkeypatch) -> Batch:
+    """Seven histories, of which three are ranked at a time."""
+    monkeypatch.setattr(recommend, "BATCH", 3)
+    batch = Batch(trained.checkpoint, tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    histories = [[f"i{n}", *(f"i{n + m}" for m in range(1, n + 2))] for n in range(7)]
+    batch.histories.write_text("".join(json.dumps(history) + "\n" for history in histories))
+    return batch
+
+
+def test_a_file_of_histories_is_resumed_to_the_same_bytes(recommender, files):
+    whole = files.run(recommender)
+    assert whole.count(b"\n") == 7
+    ends = [n + 1 for n, byte in enumerate(whole) if byte == ord("\n")]
+    for length in (0, 5, ends[0], ends[2], ends[3] + 40, ends[5], ends[6] - 1, ends[6]):
+        files.out.write_bytes(whole[:length])
+        assert files.run(recommender) == whole
+    files.out.unlink()  # killed before it was made
+    assert files.run(recommender) == whole
+
+
+def test_a_complete_file_is_left_as_it_is(recommender, files):
+    whole = files.run(recommender)
+    before = files.out.stat().st_mtime_ns
+    results = ResultsFile(files.out, files.checkpoint, files.histories, 3, recommend.BATCH)
+    assert (results.n_done, results.n_histories) == (7, 7)
+    assert files.run(recommender) == whole
+    assert files.out.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("content", ["", "notes of mine", "notes\nof mine\n", '[{"item": 1}]\n'])
+def test_a_file_that_is_not_its_own_is_not_touched(content, recommender, files):
+    files.out.write_text(content)
+    with pytest.raises(ValueError, match="is not touched: .*would say what it holds, is missing"):
+        files.run(recommender)
+    assert files.out.read_text() == content
+    assert not files.about.exists()
+
+
+@pytest.mark.parametrize("added", ["notes of mine", "notes of mine\n", "[]\n", '[{"item": "x"}]\n'])
+def test_lines_that_are_no_results_are_not_touched(added, recommender, files):
+    whole = files.run(recommender)
+    for content in (added.encode(), whole[:300] + b"\n", whole + added.encode()):
+        files.out.write_bytes(content)
+        with pytest.raises(ValueError, match="is no result of 3 items"):
+            files.run(recommender)
+        assert files.out.read_bytes() == content
+    files.out.write_bytes(whole + whole)
+    with pytest.raises(ValueError, match="more lines than the 7 histories"):
+        files.run(recommender)
+    assert files.out.read_bytes() == whole + whole
+
+
+def test_another_run_is_not_mixed_in(recommender, files, tmp_path):
+    whole = files.run(recommender)
+    about = files.about.read_bytes()
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"other weights")
+    with pytest.raises(ValueError, match=r"holds another run \(k 3 there, 4 here\)"):
+        files.run(recommender, k=4)
+    with pytest.raises(ValueError, match="checkpoint_sha256"):
+        replace(files, checkpoint=other).run(recommender)
+    with files.histories.open("a") as histories:
+        histories.write('["i1"]\n')
+    with pytest.raises(ValueError, match="histories_sha256"):
+        files.run(recommender)
+    files.about.write_text("{}")
+    with pytest.raises(ValueError, match="does not say of what it is"):
+        files.run(recommender)
+    files.about.write_text("notes")
+    with pytest.raises(ValueError, match="cannot be read"):
+        files.run(recommender)
+    assert files.about.read_text() == "notes"
+    files.about.write_bytes(about)
+    assert files.out.read_bytes() == whole
+
+
+def test_the_command_writes_no_file_that_it_reads(trained, files, tmp_path):
+    before = files.histories.read_bytes()
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(files.histories)
+    for out in (files.histories, link):
+        with pytest.raises(SystemExit, match="--out and --histories are the same file"):
+            command(trained.checkpoint, files.histories, out)
+    with pytest.raises(SystemExit, match="--out and --checkpoint are the same file"):
+        command(trained.checkpoint, files.histories, trained.checkpoint)
+    with pytest.raises(SystemExit, match="folder .* does not exist"):
+        command(trained.checkpoint, files.histories, tmp_path / "none" / "out.jsonl")
+    with pytest.raises(SystemExit, match="--histories: .* is no file"):
+        command(trained.checkpoint, tmp_path / "none", files.out)
+    assert files.histories.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [files.histories, link]
+
+
+def command(checkpoint: Path, histories: Path, out: Path) -> None:
+    recommend.main(
+        [f"--checkpoint={checkpoint}", f"--histories={histories}", f"--out={out}", "-k=3"]
+    )
+
+
+def test_what_fails_at_once_leaves_nothing_behind(recommender, files):
+    with pytest.raises(ValueError, match="k is 0"):
+        files.run(recommender, k=0)
+    assert not files.out.exists() and not files.about.exists()
+    assert files.run(recommender).count(b"\n") == 7
+
+
+def test_a_file_that_appears_meanwhile_is_not_touched(recommender, files):
+    results = ResultsFile(files.out, files.checkpoint, files.histories, 3, recommend.BATCH)
+    files.out.write_text("notes of mine")
+    with pytest.raises(ValueError, match="was not there a moment ago"):
+        recommend.recommend_file(recommender, files.histories, results, 3)
+    assert files.out.read_text() == "notes of mine"
+
+
+def test_no_histories_leave_an_empty_file(recommender, files):
+    files.histories.write_text("")
+    assert files.run(recommender) == b""
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '"i1"'])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging
 import os
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from recbole_llamarec.recommender import Recommender
+from recbole_llamarec.serve.hosts import is_loopback
 from recbole_llamarec.serve.limits import Limits
 
 TOKEN = "RECBOLE_LLAMAREC_TOKEN"
@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recommender = Recommender.from_checkpoint(options.checkpoint)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
-    server = Server(recommender, limits, options.host, options.port, token)
+    server = Server(
+        recommender, limits, options.host, options.port, token, options.allow_host or ()
+    )
     if token is None and not is_loopback(options.host):
         _logger.warning("There is no token: whoever reaches %s may use the service.", options.host)
     server.run()
@@ -50,6 +52,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--host", default="127.0.0.1", help="address to bind to (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
     parser.add_argument("--token-file", type=Path, help="file with the token that requests carry")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        help="name that requests may give in the header Host, beside localhost; may be repeated. "
+        "A service on this machine without a token asks for it",
+    )
     for limit in fields(Limits):
         parser.add_argument(
             f"--{limit.name.replace('_', '-')}",
@@ -74,14 +83,6 @@ def read_token(file: Path | None) -> str | None:
     if not given.strip():
         raise ValueError(f"The token in {file or TOKEN} is empty; write one, or leave it out.")
     return given.strip()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The service's routes, on FastAPI."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from recbole_llamarec.recommender import Recommender
 from recbole_llamarec.serve.errors import ServiceError, documented, handle_errors
 from recbole_llamarec.serve.limits import Limits
-from recbole_llamarec.serve.middleware import Authorize, Observe, ReadBody
+from recbole_llamarec.serve.middleware import Authorize, CheckHost, Observe, ReadBody
 from recbole_llamarec.serve.pages import page
 from recbole_llamarec.serve.schema import (
     MAX_FOUND,
@@ -37,13 +37,20 @@ OPEN_PATHS = ("/", "/docs", "/openapi.json", "/health")  # need no token: they t
 COMPUTED = (400, 401, 408, 413, 422, 503, 504)
 
 
-def create_app(recommender: Recommender, limits: Limits, token: str | None = None) -> FastAPI:
+def create_app(
+    recommender: Recommender,
+    limits: Limits,
+    token: str | None = None,
+    hosts: Collection[str] | None = None,
+) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
         recommender: a trained model; from now on only the service may use it.
         limits: of requests and of the queue.
         token: what requests must carry, but for the pages, the documentation and ``/health``.
+        hosts: names that requests may give in the header Host, beside this machine's own; any if
+            left out.
 
     Returns:
         the application; ``state.service`` is its :class:`Service`.
@@ -79,6 +86,8 @@ def create_app(recommender: Recommender, limits: Limits, token: str | None = Non
     app.add_middleware(ReadBody, max_body=limits.max_body, deadline=limits.deadline)
     if token:
         app.add_middleware(Authorize, token=token, open_paths=OPEN_PATHS)
+    if hosts is not None:
+        app.add_middleware(CheckHost, names=hosts)
     app.add_middleware(Observe, metrics=service.metrics, paths=paths)
     return app
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -86,19 +86,27 @@ class BatchWorker(Generic[Job, Answer]):
             self._waiting.pop(future, None)
 
     def _run(self) -> None:
-        while batch := self._next_batch():
-            begun = {f: job for f, job in batch.items() if f.set_running_or_notify_cancel()}
-            if not begun:
-                continue
-            try:
-                answers = self._compute(list(begun.values()))
-            except Exception as error:  # whatever it is, those who wait must hear of it
-                answers = [error] * len(begun)
-            for future, answer in zip(begun, answers, strict=True):
-                if isinstance(answer, Exception):
-                    future.set_exception(answer)
-                else:
-                    future.set_result(answer)
+        try:
+            while batch := self._next_batch():
+                begun = {f: job for f, job in batch.items() if f.set_running_or_notify_cancel()}
+                if not begun:
+                    continue
+                for future, answer in zip(begun, self._answers(list(begun.values())), strict=True):
+                    if isinstance(answer, BaseException):
+                        future.set_exception(_failure(answer))
+                    else:
+                        future.set_result(answer)
+        finally:
+            self.is_accepting = False  # whatever ended it: jobs would wait for ever
+
+    def _answers(self, jobs: list[Job]) -> Sequence[Answer | BaseException]:
+        try:
+            answers = self._compute(jobs)
+            if len(answers) != len(jobs):
+                raise RuntimeError(f"{len(jobs)} jobs have {len(answers)} answers.")
+            return answers
+        except BaseException as error:  # SystemExit too: those who wait must hear of it
+            return [error] * len(jobs)
 
     def _next_batch(self) -> dict[Future[Answer], Job]:
         """Wait for jobs; none where the worker is closed and has finished."""
@@ -108,3 +116,16 @@ class BatchWorker(Generic[Job, Answer]):
             for future in batch:
                 del self._waiting[future]
             return batch
+
+
+def _failure(error: BaseException) -> Exception:
+    """An exception as a future may carry it.
+
+    What ends a program or a task where it is raised (SystemExit, CancelledError), and
+    StopIteration, which asyncio's futures refuse, become a ``RuntimeError``.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | CancelledError):
+        return error
+    failure = RuntimeError(f"{type(error).__name__} in the worker's thread: {error}")
+    failure.__cause__ = error
+    return failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,6 +22,7 @@ _MESSAGES = {
     405: "This address does not take this method; GET /docs lists what it takes.",
     408: "The body did not arrive in time.",
     409: "This model has no language model that reads prompts; use POST /recommend.",
+    421: "This service does not answer to the name in the header Host; --allow-host adds it.",
     499: "The client has gone.",
     500: "The service failed; its log says why.",
     503: "The service is busy or stopping; come again.",
@@ -56,6 +58,13 @@ class ServiceError(Exception):
         """The answer."""
         content = {"error": {"field": self.field, "message": str(self)}}
         return JSONResponse(content, self.status, self.headers)
+
+    def as_http(self) -> bytes:
+        """The answer as it is sent where there is no request that an application could answer."""
+        response = self.response()
+        lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}".encode()]
+        lines += [name + b": " + value for name, value in response.raw_headers]
+        return b"\r\n".join([*lines, b"connection: close", b"", bytes(response.body)])
 
 
 def documented(*statuses: int) -> dict[int | str, dict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 
 
@@ -26,14 +27,17 @@ class Limits:
     max_batch: int = limit(16, 1, "requests that are computed together; 1 computes one by one")
     queue: int = limit(64, 1, "requests that wait; more are answered by 503")
     deadline: float = limit(30.0, 0, "seconds until a request without an answer gets a 504")
+    connections: int = limit(256, 1, "connections at a time; others are closed with a 503")
+    client_connections: int = limit(128, 1, "connections at a time of one client's address")
+    header_time: float = limit(10.0, 0, "seconds for a request's header to arrive; then 408")
     cache: int = limit(0, 0, "answers kept for requests that come again; 0 keeps none")
 
     def __post_init__(self) -> None:
         errors = [
             f"{limit.name} is {getattr(self, limit.name)}: it must be at least "
-            f"{limit.metadata['least']}."
+            f"{limit.metadata['least']}, and finite."
             for limit in fields(self)
-            if getattr(self, limit.name) < limit.metadata["least"]
+            if not limit.metadata["least"] <= getattr(self, limit.name) < math.inf
         ]
         if errors:
             raise ValueError("\n".join(errors))

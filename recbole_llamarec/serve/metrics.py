@@ -55,6 +55,12 @@ class Metrics:
         self.from_cache = Counter(
             "llamarec_cache_hits", "Requests answered from the cache.", registry=self.registry
         )
+        self.refused = Counter(
+            "llamarec_connections_refused",
+            "Connections closed by the service, by the limit they went beyond.",
+            ("reason",),
+            registry=self.registry,
+        )
         queue = Gauge("llamarec_queue_requests", "Requests that wait.", registry=self.registry)
         queue.set_function(waiting)
 

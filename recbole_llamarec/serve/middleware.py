@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recbole_llamarec.serve.errors import CLIENT_GONE, ServiceError
+from recbole_llamarec.serve.hosts import is_loopback, name_of
 from recbole_llamarec.serve.metrics import Metrics
 
 
@@ -46,8 +47,30 @@ class Observe:
             self.metrics.seconds.labels(path).observe(time.perf_counter() - begin)
 
 
+class CheckHost:
+    """Lets requests pass that name this machine, so that no page of another site can ask.
+
+    A page whose own name its site lets point to 127.0.0.1 is, to the browser, of the same origin as
+    the service; but the browser says that name in the header (DNS rebinding).
+
+    Args:
+        app: what answers.
+        names: those that pass beside ``localhost`` and addresses of this machine.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+        self.app, self.names = app, {name_of(name) for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            name = name_of(Headers(scope=scope).get("host", ""))
+            if not is_loopback(name) and name not in self.names:
+                return await ServiceError(421).response()(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
 class Authorize:
-    """Lets requests pass that carry the token.
+    """Lets requests pass that carry the token, in one header only.
 
     Args:
         app: what answers.
@@ -60,8 +83,11 @@ class Authorize:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self.open_paths:
-            header = dict(scope["headers"]).get(b"authorization", b"")
-            scheme, _, given = header.partition(b" ")
+            headers = [value for name, value in scope["headers"] if name == b"authorization"]
+            if len(headers) > 1:
+                error = ServiceError(401, "There are several Authorization headers; give one.")
+                return await error.response()(scope, receive, send)
+            scheme, _, given = b"".join(headers).partition(b" ")
             # both are compared in any case: the time does not tell which one was wrong
             is_right = secrets.compare_digest(given.strip(), self.token)
             if not is_right or scheme.lower() != b"bearer":

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import logging
 import math
 import socket
+from collections.abc import Collection
+from functools import partial
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.logging import DefaultFormatter
 
 from recbole_llamarec.recommender import Recommender
 from recbole_llamarec.serve.app import create_app
+from recbole_llamarec.serve.connections import BACKLOG, Connection, LoopErrors
+from recbole_llamarec.serve.hosts import is_loopback
 from recbole_llamarec.serve.limits import Limits
 from recbole_llamarec.serve.service import Service
 
@@ -25,6 +33,8 @@ class Server(uvicorn.Server):
         limits: of requests and of the queue.
         host, port: to bind to; port 0 takes a free one.
         token: what requests must carry.
+        allow_hosts: names that requests may give in the header Host, beside this machine's own;
+            asked for where only this machine reaches the service, and without a token.
 
     Attributes:
         service: what answers.
@@ -37,8 +47,11 @@ class Server(uvicorn.Server):
         host: str = "127.0.0.1",
         port: int = 0,
         token: str | None = None,
+        allow_hosts: Collection[str] = (),
     ) -> None:
-        app = create_app(recommender, limits, token)
+        hosts = allow_hosts if token is None and is_loopback(host) else None
+        app = create_app(recommender, limits, token, hosts)
+        log_to_stderr()
         self.service: Service = app.state.service
         super().__init__(
             uvicorn.Config(
@@ -46,9 +59,11 @@ class Server(uvicorn.Server):
                 host=host,
                 port=port,
                 loop="asyncio",
-                http="h11",
+                http=cast(Any, partial(Connection, limits=limits, metrics=self.service.metrics)),
+                backlog=BACKLOG,
                 ws="none",
                 lifespan="on",
+                log_config=None,  # uvicorn's own closes the files of all other logs
                 access_log=False,  # it would hold what people search for
                 server_header=False,
                 proxy_headers=False,
@@ -63,6 +78,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's start; the model has been warmed up when it returns."""
+        asyncio.get_running_loop().set_exception_handler(LoopErrors())
         await super().startup(sockets)
         # what is loaded by now stays, and Python's collector need not search it again: a search
         # holds all threads for some tenths of a second
@@ -73,3 +89,13 @@ class Server(uvicorn.Server):
         """uvicorn's handler of signals."""
         self.service.worker.is_accepting = False
         super().handle_exit(sig, frame)
+
+
+def log_to_stderr() -> None:
+    """Let uvicorn's log, which is the service's, go to stderr alone, as uvicorn's default does."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(DefaultFormatter("%(levelprefix)s %(message)s"))
+    log = logging.getLogger("uvicorn")
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(logging.INFO)

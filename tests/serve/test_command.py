@@ -14,19 +14,15 @@ import pytest
 from helpers import environment
 from running_service import wait_until
 
-from recbole_llamarec.serve.__main__ import (
-    TOKEN,
-    is_loopback,
-    main,
-    parse_arguments,
-    read_token,
-)
+from recbole_llamarec.serve.__main__ import TOKEN, main, parse_arguments, read_token
+from recbole_llamarec.serve.hosts import is_loopback
 from recbole_llamarec.serve.limits import Limits
 
 
 def test_options_have_the_documented_defaults(capsys):
     options = parse_arguments(["--checkpoint=x", "--max-batch=3", "--deadline=0.5"])
     assert (options.host, options.port, options.token_file) == ("127.0.0.1", 8000, None)
+    assert options.allow_host is None
     assert (options.max_batch, options.deadline, options.queue) == (3, 0.5, Limits().queue)
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
@@ -39,6 +35,8 @@ def test_limits_out_of_range_are_all_named():
         ValueError, match=r"max_candidates is 1.*\nqueue is 0: it must be at least 1"
     ):
         Limits(max_candidates=1, queue=0)
+    with pytest.raises(ValueError, match=r"deadline is nan.*\nheader_time is inf"):
+        Limits(deadline=float("nan"), header_time=float("inf"))
 
 
 def test_the_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
@@ -80,7 +78,7 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(option):
 def ask_to_rank(address, pool: list[str]) -> socket.socket:
     """A connection on which a request has been sent, and whose answer waits to be read."""
     body = json.dumps({"history": [], "candidates": pool}).encode()
-    head = f"POST /rank HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /rank HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     connection = socket.create_connection(address, timeout=60)
     connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
     return connection

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import asdict
 
 import httpx2
@@ -159,6 +159,23 @@ def test_a_request_that_fails_fails_alone(start, recommender, gate, monkeypatch,
     assert "prompt_max_tokens" in answers[4].json()["error"]["message"]
 
 
+@pytest.mark.parametrize("error", [SystemExit, StopIteration, CancelledError])
+def test_what_would_end_the_models_thread_is_a_500(error, start, recommender, monkeypatch):
+    running = start(deadline=5)
+
+    def ending(*_):
+        raise error("over")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recommender, "recommend", ending)
+        for _ in range(2):
+            answer = running.recommend(["i1"])
+            assert answer.status_code == 500
+            assert "log says why" in answer.json()["error"]["message"]
+    assert running.recommend(["i1"]).status_code == 200
+    assert running.client.get("/health").status_code == 200
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_again(start, gate):
     running = start(queue=2)
     gate.opened.clear()
@@ -194,7 +211,7 @@ def post_and_leave(running, history) -> socket.socket:
     body = json.dumps({"history": history}).encode()
     connection = socket.create_connection(running.server.address)
     connection.sendall(
-        b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         + f"Content-Length: {len(body)}\r\n\r\n".encode()
         + body
     )
@@ -229,7 +246,7 @@ def test_a_signal_finishes_what_has_come_and_refuses_the_rest(start, gate):
         second = threads.submit(running.recommend, ["i2"])
         wait_until(lambda: len(running.server.service.worker) == 1)
         late = socket.create_connection(running.server.address)
-        late.sendall(b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 18\r\n")
+        late.sendall(b"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: 18\r\n")
         late.sendall(b"Content-Type: application/json\r\n\r\n")
         wait_until(lambda: len(running.server.server_state.tasks) == 3)
         running.server.handle_exit(signal.SIGTERM, None)
@@ -274,6 +291,52 @@ def test_a_token_is_asked_for_everywhere_but_where_nothing_is_told(start):
     assert "HTTPBearer" in running.client.get("/openapi.json").text
 
 
+def test_two_authorization_headers_are_refused(start):
+    running = start(token="sesame")
+    right, wrong = ("Authorization", "Bearer sesame"), ("Authorization", "Bearer open")
+    for headers in ([right, right], [right, wrong], [wrong, right]):
+        refused = running.client.get("/model", headers=headers)
+        assert refused.status_code == 401
+        assert "give one" in refused.json()["error"]["message"]
+    assert running.client.get("/model", headers=[right]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200),
+        ("LOCALHOST", 200),
+        ("[::1]:8000", 200),
+        ("films.example:8000", 200),
+        ("evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("films.example.evil", 421),
+        ("127.0.0.1.evil.example:8000", 421),
+        ("192.168.0.1", 421),
+        ("[::2]", 421),
+        ("", 421),
+    ],
+)
+def test_the_name_of_the_host_is_checked_where_there_is_no_token(host, status, named, start):
+    for path in ("/", "/health", "/model", "/nothing"):
+        answer = named.client.get(path, headers={"Host": host})
+        assert answer.status_code == (404 if (path, status) == ("/nothing", 200) else status)
+        assert status == 200 or "--allow-host" in answer.json()["error"]["message"]
+
+
+def test_with_a_token_any_name_of_the_host_passes(start):
+    running = start(token="sesame")
+    headers = {"Authorization": "Bearer sesame", "Host": "proxy.example"}
+    assert running.client.get("/model", headers=headers).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def named(recommender):
+    running = run(recommender, allow_hosts=["Films.example"])
+    yield running
+    running.stop()
+
+
 def test_a_large_body_is_not_read(start):
     running = start(max_body=1000)
     body = b'{"history": ["' + 2000 * b"x" + b'"]}'
@@ -290,7 +353,9 @@ def test_a_large_body_is_not_read(start):
 def test_a_body_that_does_not_come_is_not_waited_for(start):
     running = start(deadline=0.2)
     with socket.create_connection(running.server.address) as connection:
-        connection.sendall(b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        connection.sendall(
+            b"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
+        )
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import CancelledError
 
 import pytest
 
@@ -68,6 +69,42 @@ def test_a_computation_that_fails_as_a_whole_ends_neither_thread_nor_waiting():
         worker.submit(0).result(10)
     assert worker.submit(2).result(10) == 0.5
     worker.close(10)
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, CancelledError]
+)
+@pytest.mark.parametrize("is_raised", [True, False], ids=["raised", "returned"])
+def test_no_exception_ends_the_thread(error, is_raised):
+    def compute(jobs):
+        if jobs == [0] and is_raised:
+            raise error("over")
+        return [error("over") if job == 0 else job for job in jobs]
+
+    worker = BatchWorker(compute, queue_size=2, max_batch=2)
+    with pytest.raises(RuntimeError, match=f"{error.__name__} in the worker's thread: over"):
+        worker.submit(0).result(10)
+    assert worker.submit(2).result(10) == 2
+    assert worker.is_accepting
+    worker.close(10)
+
+
+def test_answers_that_are_too_few_fail_their_jobs():
+    worker = BatchWorker(lambda jobs: [] if 0 in jobs else jobs, queue_size=2, max_batch=2)
+    with pytest.raises(RuntimeError, match="1 jobs have 0 answers"):
+        worker.submit(0).result(10)
+    assert worker.submit(2).result(10) == 2
+    worker.close(10)
+
+
+def test_a_thread_that_has_ended_takes_no_jobs(held, monkeypatch):
+    worker, first, opened, _ = held
+    monkeypatch.setattr(worker, "_next_batch", lambda: None)
+    opened.set()
+    assert first.result(10) == 0
+    worker._thread.join(10)
+    with pytest.raises(Stopping):
+        worker.submit(1)
 
 
 def test_closing_finishes_what_waits_and_takes_nothing_new(held):
