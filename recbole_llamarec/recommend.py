@@ -23,8 +23,8 @@ ADDED = re.compile(r"(, (the|an?))?( \(\d{4}\))?$")  # what people leave out of 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Recommend for one history on the command line, or for a file of them."""
     options = parse_arguments(arguments)
-    recommender = Recommender.from_checkpoint(options.checkpoint)
     try:
+        recommender = Recommender.from_checkpoint(options.checkpoint, options.data_path)
         if options.histories:
             recommend_file(recommender, options.histories, options.out, options.k)
             return
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         else:
             (result,) = recommender.recommend([history], options.k)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
     print(as_lines(result) if options.format == "jsonl" else as_table(result))
 
@@ -46,6 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="python -m recbole_llamarec.recommend", description=__doc__.split(": ", 1)[1]
     )
     parser.add_argument("--checkpoint", required=True, help="saved/LlamaRec-….pth")
+    parser.add_argument("--data-path", type=Path, help="folder of data sets (dataset/)")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--history", nargs="+", help="item tokens or titles, the oldest first")
     what.add_argument(
