@@ -102,7 +102,8 @@ class _Data:
         if value.origin == ("collections", "OrderedDict"):
             return self.of(value.items)
         if value.origin == ("recbole.config.configurator", "Config"):
-            return self.of(value.state["final_config_dict"])
+            state = value.state if isinstance(value.state, dict) else {}
+            return self.of(state.get("final_config_dict", LEFT_OUT))
         return LEFT_OUT
 
     def _tensor(self, storage: Any, offset: int, size: Any, stride: Any) -> torch.Tensor:
