@@ -24,7 +24,7 @@ READERS_KEYS = {
 }
 READERS_ENDINGS = ("_path", "_dir", "_file", "_folder")
 NOT_OF_THE_READER = {"llm_name_or_path", "llm_gguf_file"}  # read as weights and JSON alone
-PLAIN_NAME = re.compile(r"[^\W_][\w .+-]*")
+PLAIN_NAME = re.compile(r"\w[\w .+-]*")
 IDENTIFIERS = ("model", "teacher")  # RecBole imports the one and evaluates the other
 NAMES = ("dataset", "benchmark_filename", "additional_feat_suffix")  # parts of file names
 # where RecBole looks for pickles of data sets and loaders, so that it opens none
@@ -169,7 +169,8 @@ def _check_name(key: str, value: Any) -> None:
     if key in IDENTIFIERS:
         is_right = isinstance(value, str) and value.isidentifier()
     elif key in NAMES and value is not None:
-        names = value if isinstance(value, list | tuple) else [value]
+        is_several = key != "dataset" and isinstance(value, list | tuple)
+        names = value if is_several else [value]
         is_right = all(isinstance(name, str) and PLAIN_NAME.fullmatch(name) for name in names)
     else:
         return
