@@ -38,7 +38,7 @@ REPETITIONS = 4000  # how often they are drawn, by Zipf's law
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is asked for and write both files."""
     options = parse_arguments(arguments)
-    recommender = Recommender.from_checkpoint(options.checkpoint)
+    recommender = Recommender.from_checkpoint(options.checkpoint, options.data_path)
     name = options.name or recommender.dataset.dataset_name
     file = options.out / f"{name}.json"
     report = json.loads(file.read_text()) if file.is_file() else {}
@@ -64,10 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
 
 
+def data_options(options: argparse.Namespace) -> list[str]:
+    """The service's option for the folder of data sets, where one is given."""
+    return [f"--data-path={options.data_path}"] if options.data_path else []
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--checkpoint", type=Path, required=True, help="saved/LlamaRec-….pth")
+    parser.add_argument("--data-path", type=Path, help="folder of data sets (dataset/)")
     parser.add_argument("--out", type=Path, required=True, help="folder of both files")
     parser.add_argument("--name", help="of both files; the data set's if left out")
     parser.add_argument("--clients", type=int, default=16, help="that ask at a time")
@@ -135,7 +141,9 @@ def measure(options: argparse.Namespace, recommender: Recommender) -> list[dict[
     plan = [(path, load) for path in options.paths for load in LOADS]
     with ExitStack() as stack:
         services = {
-            way: stack.enter_context(ServiceProcess(options.checkpoint, *given))
+            way: stack.enter_context(
+                ServiceProcess(options.checkpoint, *data_options(options), *given)
+            )
             for way, given in WAYS.items()
         }
         for number in tqdm(range(options.rounds), unit="round", ncols=100):
@@ -196,7 +204,7 @@ def soak(options: argparse.Namespace, recommender: Recommender, count: int = 64)
             counts["wrong"] += difference is None
             counts["greatest_difference"] = max(counts["greatest_difference"], difference or 0.0)
 
-    with ServiceProcess(options.checkpoint) as service:
+    with ServiceProcess(options.checkpoint, *data_options(options)) as service:
         memory = []
         for part in (0.1, 0.4, 0.5):
             ask(service.address, requests, options.clients, part * options.soak, note)

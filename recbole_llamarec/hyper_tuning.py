@@ -21,7 +21,8 @@ from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import objective_function
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
-from recbole_llamarec.integration.configs import no_command_line, training_arguments
+from recbole_llamarec.integration.configs import training_arguments
+from recbole_llamarec.integration.values import no_command_line
 from recbole_llamarec.ranking.protocol import NO_RANKER
 from recbole_llamarec.settings import llamarec_keys
 

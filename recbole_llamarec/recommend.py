@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Recommend for one history on the command line, or for a file of them."""
     options = parse_arguments(arguments)
     try:
+        recommender = Recommender.from_checkpoint(options.checkpoint, options.data_path)
         if options.histories:
             # files are compared before the model is loaded, which takes longer
             checkpoint, histories, k = options.checkpoint, options.histories, options.k
@@ -50,6 +51,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="python -m recbole_llamarec.recommend", description=__doc__.split(": ", 1)[1]
     )
     parser.add_argument("--checkpoint", required=True, help="saved/LlamaRec-….pth")
+    parser.add_argument("--data-path", type=Path, help="folder of data sets (dataset/)")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--history", nargs="+", help="item tokens or titles, the oldest first")
     what.add_argument(

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.quick_start import load_data_and_model
 
 from recbole_llamarec.data.seen import SeenItems
 from recbole_llamarec.evaluation.passes import best_first_of
 from recbole_llamarec.given_candidates import Candidate, pool_ids, rank_windows
-from recbole_llamarec.integration.configs import no_command_line
+from recbole_llamarec.integration.checkpoints import load_data_and_model
 from recbole_llamarec.ranking.protocol import Prompts
 from recbole_llamarec.scoring.language_model import LanguageModel, language_model_of
 from recbole_llamarec.scoring.scorer import Rows
@@ -60,14 +59,18 @@ class Recommender:
         self._ids = {token: i for i, token in enumerate(self.tokens.tolist()) if i}
 
     @classmethod
-    def from_checkpoint(cls, file: str | Path) -> Recommender:
+    def from_checkpoint(cls, file: str | Path, data_path: str | Path | None = None) -> Recommender:
         """Load a checkpoint of ``LlamaRec`` and the data set that its configuration names.
+
+        Args:
+            file: the checkpoint; nothing in it is run.
+            data_path: folder that holds the data set's folder, as RecBole's key ``data_path``,
+                which is not taken from the file; RecBole's default (``dataset/``) if left out.
 
         Raises:
             FileNotFoundError, ValueError: there is none, or it is of another model.
         """
-        with no_command_line():
-            config, model, dataset, *_ = load_data_and_model(str(file))
+        config, model, dataset, *_ = load_data_and_model(file, data_path)
         if config["model"] != "LlamaRec":
             raise ValueError(f"{str(file)!r} holds a {config['model']}; give one of LlamaRec.")
         return cls(model, dataset)

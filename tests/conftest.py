@@ -52,6 +52,11 @@ class TrainedRun:
     result: dict
     checkpoint: Path
 
+    @property
+    def data_path(self) -> str:
+        """Where its data set lies, which whoever reads the checkpoint has to say."""
+        return self.settings["data_path"]
+
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, tiny_llama) -> TrainedRun:
@@ -72,7 +77,7 @@ def recommender(trained):
     """The run's model, for new histories."""
     from recbole_llamarec.recommender import Recommender
 
-    return Recommender.from_checkpoint(trained.checkpoint)
+    return Recommender.from_checkpoint(trained.checkpoint, trained.data_path)
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +85,7 @@ def test_rows(trained):
     """Users, their whole histories as tokens, and the evaluator's order of items."""
     from recbole.quick_start import load_data_and_model
 
-    _, model, dataset, _, _, test = load_data_and_model(str(trained.checkpoint))
+    _, model, dataset, _, _, test = load_data_and_model(str(trained.checkpoint), trained.data_path)
     model.eval()
     interaction, *_ = next(iter(test))
     orders = model.full_sort_predict(interaction).argsort(dim=1, descending=True)

@@ -38,11 +38,11 @@ def free_port() -> int:
         return opened.getsockname()[1]
 
 
-def loaded(file: Path):
+def loaded(file: Path, data_path: str):
     """The model of a checkpoint, in this process alone."""
     from recbole.quick_start import load_data_and_model  # which workers cannot import yet
 
-    return load_data_and_model(str(file))[1]
+    return load_data_and_model(str(file), data_path)[1]
 
 
 def spawned(function, folder: Path, *arguments) -> list[dict]:
@@ -180,7 +180,7 @@ def test_shares_and_seeds_go_by_the_global_rank(tiny_run, workdir, machines):
     assert {file.name.split(".", 1)[1] for file in saved.iterdir()} == {
         *("pth", "adapter", "LRURec.pth", "users.csv"),
     }
-    model = loaded(checkpoint_of(saved))  # usable in one process
+    model = loaded(checkpoint_of(saved), settings["data_path"])  # usable in one process
     restored = model.other_parameter()["scorers"]["verbalizer"]["adapter"]
     assert all(torch.equal(restored[name], adapters[0][name]) for name in restored)
 
@@ -220,4 +220,4 @@ def test_the_command_runs_in_two_processes(tiny_run, script, machines):
     assert "test result" in logs[0] and "| final: verbalizer " in logs[0]
     checkpoint = checkpoint_of(Path(tiny_run["checkpoint_dir"]))
     assert len(pd.read_csv(checkpoint.with_suffix(".users.csv"))) == 39
-    assert loaded(checkpoint).fusion.takes_part("verbalizer")
+    assert loaded(checkpoint, tiny_run["data_path"]).fusion.takes_part("verbalizer")

@@ -121,7 +121,7 @@ def test_a_ranker_and_a_scorer_from_outside_take_part_in_a_whole_run(registered,
     mean = users[f"ndcg@10:{names[-1]}"].mean()
     assert mean == pytest.approx(result["test_result"]["ndcg@10"], abs=1e-4)
 
-    _, model, *_, test = load_data_and_model(str(checkpoint))
+    _, model, *_, test = load_data_and_model(str(checkpoint), tiny_run["data_path"])
     scorer = model.scorers["next number"]
     assert scorer.n_asked > 0  # its state stands in the checkpoint
     state = model.scorers["first words"].state()

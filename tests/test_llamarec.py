@@ -29,7 +29,7 @@ K = 8
 @pytest.fixture
 def loaded(trained, workdir):
     """Config, model and test loader of the finished run, read from its checkpoint."""
-    config, model, _, _, _, test = load_data_and_model(str(trained.checkpoint))
+    config, model, _, _, _, test = load_data_and_model(str(trained.checkpoint), trained.data_path)
     return config, model.eval(), test
 
 
@@ -205,7 +205,9 @@ def test_only_items_of_the_retrievers_window_may_be_masked(tiny_run):
 def test_skipping_rows_asks_for_fewer_prompts_and_changes_no_metric(trained, workdir):
     results, prompts = [], []
     for skip in (True, False):
-        config, model, _, _, _, test = load_data_and_model(str(trained.checkpoint))
+        config, model, _, _, _, test = load_data_and_model(
+            str(trained.checkpoint), trained.data_path
+        )
         trainer = trainer_of(config, model)
         trainer.skip_misses = skip
         scorer, asked = model.scorers["verbalizer"], []
@@ -220,7 +222,9 @@ def test_skipping_rows_asks_for_fewer_prompts_and_changes_no_metric(trained, wor
 
 
 def test_every_row_is_ranked_for_metrics_of_coverage(trained, workdir):
-    config, model, _, train, _, test = load_data_and_model(str(trained.checkpoint))
+    config, model, _, train, _, test = load_data_and_model(
+        str(trained.checkpoint), trained.data_path
+    )
     config["metrics"] = ["NDCG", "ItemCoverage", "GiniIndex", "AveragePopularity"]
     trainer = trainer_of(config, model)
     assert not trainer.skip_misses
@@ -312,7 +316,7 @@ import json, sys
 import recbole_llamarec
 from recbole.quick_start import load_data_and_model
 from recbole.utils import get_trainer
-config, model, _, _, _, test = load_data_and_model(sys.argv[1])
+config, model, _, _, _, test = load_data_and_model(sys.argv[1], sys.argv[2])
 trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
 result = trainer.evaluate(test, load_best_model=False)
 print("RESULT", json.dumps({key: float(value) for key, value in result.items()}))
@@ -321,7 +325,7 @@ print("RESULT", json.dumps({key: float(value) for key, value in result.items()})
 
 def test_a_new_process_gives_the_same_test_metrics(trained, workdir):
     done = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(trained.checkpoint)],
+        [sys.executable, "-c", RELOAD, str(trained.checkpoint), trained.data_path],
         capture_output=True,
         text=True,
         check=True,
@@ -353,7 +357,7 @@ def test_a_checkpoint_of_version_0_1_is_refused_with_what_can_be_done(trained, w
     file = tmp_path / "old.pth"
     torch.save(checkpoint, file, pickle_protocol=4)
     with pytest.raises(ValueError, match=r"recbole-llamarec 0\.1") as raised:
-        load_data_and_model(str(file))
+        load_data_and_model(str(file), trained.data_path)
     for words in ("retriever_checkpoint", "LRURec.pth", "lora_adapter", ".adapter"):
         assert words in str(raised.value)
 

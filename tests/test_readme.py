@@ -251,6 +251,7 @@ def write_workplace(folder: Path, llama: Path) -> None:
     for name in ("run_recbole.py", "properties"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "saved").mkdir()
+    (folder / "dataset").symlink_to(folder / "data")  # where commands look that name no folder
 
 
 @pytest.fixture(scope="module", autouse=True)

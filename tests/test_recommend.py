@@ -160,7 +160,8 @@ def test_years_and_articles_may_be_left_out(recommender, monkeypatch):
 
 
 def test_the_command_prints_a_table_or_lines(recommender, trained, capsys):
-    start = [f"--checkpoint={trained.checkpoint}", "--history", "i1", "i2"]
+    start = [f"--checkpoint={trained.checkpoint}", f"--data-path={trained.data_path}"]
+    start += ["--history", "i1", "i2"]
     recommend.main([*start, "-k=3"])
     assert capsys.readouterr().out.count("\n| ") == 3
     recommend.main([*start, "-k=3", "--format=jsonl"])
@@ -170,7 +171,7 @@ def test_the_command_prints_a_table_or_lines(recommender, trained, capsys):
     recommend.main([*start, "--candidates", "i5", "i7"])
     assert capsys.readouterr().out.count("\n| ") == 2
     with pytest.raises(SystemExit, match="has no item|No item"):
-        recommend.main([f"--checkpoint={trained.checkpoint}", "--history", "nothing at all"])
+        recommend.main([*start[:2], "--history", "nothing at all"])
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def test_likelihood_is_tuned_fused_and_reloaded(tiny_run, options):
     )
     result = run_recbole(config_dict=tiny_run | settings)
     checkpoint = checkpoint_of(Path(tiny_run["checkpoint_dir"]))
-    config, model, *_, test = load_data_and_model(str(checkpoint))
+    config, model, *_, test = load_data_and_model(str(checkpoint), tiny_run["data_path"])
     assert model.fusion.is_fitted and "likelihood" in model.fusion.weights
     assert is_tuned(model.other_parameter()["scorers"]["likelihood"]["adapter"])
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
@@ -314,7 +314,9 @@ def test_the_weight_is_fitted_on_validation_and_saved(tiny_run, caplog, monkeypa
     for stage in report.stages:
         mean = users[f"recall@10:{stage.name}"].mean()
         assert stage.metrics["recall@10"] == pytest.approx(mean, abs=1e-4)
-    model = load_data_and_model(str(checkpoint_of(Path(tiny_run["checkpoint_dir"]))))[1]
+    model = load_data_and_model(
+        str(checkpoint_of(Path(tiny_run["checkpoint_dir"]))), tiny_run["data_path"]
+    )[1]
     assert model.fusion == trainer.model.fusion
     again = run_of(tiny_run, **AUTO)
     again.trainer.model = model
@@ -354,7 +356,7 @@ def test_evidence_is_fused_with_retriever_and_language_model(
     order = order_of(trainer.model.full_sort_predict(interaction))
 
     checkpoint = checkpoint_of(Path(tiny_run["checkpoint_dir"]))
-    config, model, *_, test = load_data_and_model(str(checkpoint))
+    config, model, *_, test = load_data_and_model(str(checkpoint), tiny_run["data_path"])
     model.eval()
     loaded = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     assert loaded.evaluate(test, load_best_model=False) == final

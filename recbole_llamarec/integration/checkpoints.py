@@ -1,13 +1,12 @@
-"""RecBole's checkpoints: read without running code from them, and never written by halves."""
+"""Checkpoints: written as data, never by halves; read without running anything of them."""
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
 import pickle
-import types
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,120 +16,113 @@ import recbole.trainer.trainer as trainer_module
 import torch
 from recbole.utils import set_color
 
-from recbole_llamarec.integration import known
+from recbole_llamarec.integration.inert import read_pickled
+from recbole_llamarec.integration.values import config_from_file, is_plain, plain
 
-# What a checkpoint may name beside classes of RecBole and of this plugin.
-TRUSTED_GLOBALS = {
-    ("collections", "OrderedDict"),
-    ("builtins", "set"),
-    ("torch", "Size"),
-    ("torch", "device"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("yaml.loader", "FullLoader"),  # Config keeps the class of its YAML loader
-    ("numpy", "dtype"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.multiarray", "scalar"),
-    ("_codecs", "encode"),  # how older pickle protocols write a NumPy scalar's bytes
-}
-
-
-class _CheckpointUnpickler(pickle.Unpickler):
-    """Unpickles nothing but what a RecBole checkpoint is made of, and registered retrievers."""
-
-    def find_class(self, module: str, name: str):
-        """Look up a global, or refuse it."""
-        if (module, name) in TRUSTED_GLOBALS:
-            return super().find_class(module, name)
-        registered = known.registered_classes.get(name)
-        if registered is not None and registered.__module__ == module:
-            return registered
-        root = module.split(".")[0]
-        if root in ("recbole", "recbole_llamarec") and "." not in name:
-            value = super().find_class(module, name)
-            if isinstance(value, type) and value.__module__.split(".")[0] == root:
-                return value
-        raise pickle.UnpicklingError(
-            f"it names {module}.{name}, which no RecBole checkpoint needs; load files only from "
-            "sources that you trust"
-        )
-
-
-def _checkpoint_pickle_module() -> types.ModuleType:
-    """The ``pickle`` module with the restricted unpickler, as ``torch.load`` takes it."""
-    module = types.ModuleType("recbole_checkpoint_pickle")
-    module.__dict__.update(pickle.__dict__)
-    module.Unpickler = _CheckpointUnpickler  # type: ignore[attr-defined]
-    module.load = lambda file, **options: _CheckpointUnpickler(file, **options).load()  # type: ignore[attr-defined]
-    return module
-
+FORMAT = "recbole-llamarec 1"
 
 _torch_load = torch.load
 
 
 def load_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
-    """Read a RecBole checkpoint without running code from it.
+    """Read a checkpoint of this package or of RecBole as data: nothing in it is run.
 
-    torch >= 2.6 refuses RecBole's checkpoints (``Weights only load failed``): they pickle the
-    ``Config`` object, in a pickle protocol that ``weights_only`` cannot read. This unpickles them
-    with an unpickler that knows tensors, NumPy scalars, and classes of RecBole and of this plugin.
+    This package's checkpoints hold tensors and plain values, which ``weights_only`` reads. RecBole
+    pickles its ``Config`` too, and torch >= 2.6 refuses that (``Weights only load failed``): such
+    a file is read by :mod:`~recbole_llamarec.integration.inert`.
 
     Args:
         path: the file.
         map_location: device of its tensors, as ``torch.load`` takes it.
 
     Returns:
-        what RecBole's ``Trainer._save_checkpoint`` wrote.
+        what RecBole's ``Trainer._save_checkpoint`` writes, its ``config`` as a dict of values.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is damaged, or names objects that a checkpoint has no use for.
+        ValueError: the file is damaged, or no checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint at {str(path)!r}; check the path.")
     try:
-        return _torch_load(
-            str(path),
-            map_location=map_location,
-            pickle_module=_checkpoint_pickle_module(),
-            weights_only=False,
-        )
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ImportError, OSError) as error:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Detected pickle protocol")
+                checkpoint = _torch_load(str(path), map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError:
+            checkpoint = plain(read_pickled(path), map_location)
+        if not all(isinstance(checkpoint.get(key), dict) for key in ("config", "state_dict")):
+            raise ValueError("it has no config or no state_dict")
+    except Exception as error:  # a damaged pickle fails in any way
         raise ValueError(
             f"The checkpoint {str(path)!r} cannot be read; it is damaged, incomplete or not a "
             f"RecBole checkpoint ({error}). Copy it again, or train anew."
         ) from error
+    return checkpoint
 
 
 # --- shims of RecBole's reading and writing ----------------------------------------------------
 
 _recbole_evaluate = trainer_module.Trainer.evaluate
+_recbole_resume_checkpoint = trainer_module.Trainer.resume_checkpoint
 _recbole_save_checkpoint = trainer_module.Trainer._save_checkpoint
+_recbole_load_data_and_model = quick_start.load_data_and_model
 
 
 @contextmanager
-def _trusting_recbole_checkpoints() -> Iterator[None]:
-    """Within RecBole's own loading functions, ``torch.load`` is :func:`load_checkpoint`."""
+def _torch_loads_by(load: Callable[..., Any]) -> Iterator[None]:
+    """Within RecBole's own loading functions, ``torch.load`` is ``load``."""
     original = torch.load
-    torch.load = load_checkpoint  # type: ignore[assignment]
+    torch.load = load
     try:
         yield
     finally:
         torch.load = original
 
 
-def _with_checkpoints(function):
-    @functools.wraps(function)
-    def wrapped(*args, **kwargs):
-        with _trusting_recbole_checkpoints():
-            return function(*args, **kwargs)
-
-    return wrapped
+@functools.wraps(_recbole_resume_checkpoint)
+def resume_checkpoint(self, resume_file):
+    """RecBole's ``Trainer.resume_checkpoint``, which loads by :func:`load_checkpoint`."""
+    with _torch_loads_by(load_checkpoint):
+        return _recbole_resume_checkpoint(self, resume_file)
 
 
-resume_checkpoint = _with_checkpoints(trainer_module.Trainer.resume_checkpoint)
-load_data_and_model = _with_checkpoints(quick_start.load_data_and_model)
+def load_data_and_model(model_file: str | Path, data_path: str | Path | None = None):
+    """RecBole's ``load_data_and_model``, for a file of anybody.
+
+    Names of folders and of GPUs are not taken from the file; see
+    :func:`~recbole_llamarec.integration.values.config_from_file`.
+
+    Args:
+        model_file: the checkpoint.
+        data_path: folder of data sets, as the key ``data_path``; RecBole's default (``dataset/``)
+            if left out.
+
+    Returns:
+        what RecBole's returns.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, or no such data set in ``data_path``.
+        ValueError: the checkpoint is damaged, or its settings cannot be used.
+    """
+
+    def load(file: str | Path) -> dict[str, Any]:
+        checkpoint = load_checkpoint(file, map_location="cpu")
+        folder = None if data_path is None else str(data_path)
+        try:
+            config = config_from_file(checkpoint["config"], folder)
+        except ValueError as error:
+            raise ValueError(f"The checkpoint {str(file)!r}: {error}") from error
+        if not Path(config["data_path"]).is_dir():  # RecBole would fetch it
+            raise FileNotFoundError(
+                f"The data set {config['dataset']!r} of {str(file)!r} is not at "
+                f"{config['data_path']!r}; name the folder that it lies in as data_path."
+            )
+        return {**plain(checkpoint, config["device"]), "config": config}
+
+    with _torch_loads_by(load):
+        return _recbole_load_data_and_model(str(model_file))
 
 
 @functools.wraps(_recbole_evaluate)
@@ -149,31 +141,46 @@ def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progre
 
 
 def save_checkpoint(self, epoch, verbose=True, **kwargs) -> None:
-    """RecBole's ``Trainer._save_checkpoint``, which leaves a whole file or the former one.
+    """RecBole's ``Trainer._save_checkpoint``, which writes data, and a whole file or none.
 
-    RecBole writes into the file itself, so that a run that is killed leaves a truncated one. Here
-    the file is written beside it as ``<file>.part`` and takes its name when it is complete. Of
-    several processes the first one of each machine writes, as in RecBole; the unfinished file
-    bears its rank, since machines may share the folder. The configuration saved is one that a
-    single process can load: loading that of several asks for a process group.
+    RecBole pickles its ``Config``, and writes into the file itself, so that a run that is killed
+    leaves a truncated one. Here the file holds tensors and plain values, is written beside its
+    name as ``<file>.part``, and takes its name when it is complete. Of several processes the first
+    one of each machine writes, as in RecBole; the unfinished file bears its rank, since machines
+    may share the folder.
     """
-    run_config = self.config
-    is_single = run_config["single_spec"]
-    if not is_single and run_config["local_rank"] != 0:
+    is_single = self.config["single_spec"]
+    if not is_single and self.config["local_rank"] != 0:
         return
     file = str(kwargs.pop("saved_model_file", self.saved_model_file))
     part = f"{file}.part" if is_single else f"{file}.{torch.distributed.get_rank()}.part"
-    if not is_single:
-        self.config = copy.copy(run_config)
-        self.config.final_config_dict = {**run_config.final_config_dict, "single_spec": True}
+    others = self.model.other_parameter() or {}
+    # those that are modules stand in the state_dict too
+    others = {k: value for k, value in others.items() if not isinstance(value, torch.nn.Module)}
     try:
-        _recbole_save_checkpoint(self, epoch, verbose=False, saved_model_file=part, **kwargs)
+        if is_plain(others):
+            torch.save(_state_of(self, epoch, others), part)
+        else:  # sparse matrices of some of RecBole's general recommenders
+            _recbole_save_checkpoint(self, epoch, verbose=False, saved_model_file=part, **kwargs)
         os.replace(part, file)
     finally:
-        self.config = run_config
         Path(part).unlink(missing_ok=True)  # where writing failed
     if verbose:
         self.logger.info(set_color("Saving current", "blue") + f": {file}")
+
+
+def _state_of(trainer, epoch: int, others: dict[str, Any]) -> dict[str, Any]:
+    """What RecBole saves, as tensors and plain values."""
+    return {
+        "format": FORMAT,
+        "config": plain(trainer.config.final_config_dict),
+        "epoch": int(epoch),
+        "cur_step": int(trainer.cur_step),
+        "best_valid_score": float(trainer.best_valid_score),
+        "state_dict": dict(trainer.model.state_dict()),
+        "other_parameter": others,
+        "optimizer": plain(trainer.optimizer.state_dict()),
+    }
 
 
 def install() -> None:

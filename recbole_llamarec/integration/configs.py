@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,8 @@ from recbole.utils.argument_list import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
+from recbole_llamarec.integration.values import config_from_values
+
 # What a retriever shares with the run that it is part of; everything else is its own.
 SHARED_KEYS = (
     *general_arguments,
@@ -35,16 +36,6 @@ SHARED_KEYS = (
     *("worker", "shuffle", "wandb_project", "numerical_features", "eval_type"),
     *("valid_neg_sample_args", "test_neg_sample_args", "encoding", "exact_chronology"),
 )
-
-
-@contextmanager
-def no_command_line() -> Iterator[None]:
-    """Within, a ``Config`` is made without the command line, which overrides everything else."""
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    try:
-        yield
-    finally:
-        sys.argv = arguments
 
 
 def sequential_model_class(name: str) -> type:
@@ -80,8 +71,9 @@ def retriever_config(config: Config, model: str, overrides: Mapping[str, Any]) -
 
     The retriever keeps RecBole's defaults for training, with ``overrides`` on top; the data, the
     evaluation and the machine are the run's. The command line belongs to the run and is not read
-    again. Negative sampling is off where the retriever's loss is a cross-entropy over all items
-    (RecBole refuses the two together, and leaves it to the user to say so).
+    again, and texts in ``overrides``, which may come from a checkpoint, are not evaluated. Negative
+    sampling is off where the retriever's loss is a cross-entropy over all items (RecBole refuses
+    the two together, and leaves it to the user to say so).
 
     Args:
         config: the run's ``Config``.
@@ -93,13 +85,12 @@ def retriever_config(config: Config, model: str, overrides: Mapping[str, Any]) -
     """
 
     def build(extra: Mapping[str, Any]) -> Config:
-        return Config(model=model, dataset=config["dataset"], config_dict={**overrides, **extra})
+        return config_from_values(model, config["dataset"], {**overrides, **extra})
 
     negatives_are_given = "train_neg_sample_args" in overrides
-    with no_command_line():
-        derived = build({} if negatives_are_given else {"train_neg_sample_args": None})
-        if derived["loss_type"] != "CE" and not negatives_are_given:
-            derived = build({})
+    derived = build({} if negatives_are_given else {"train_neg_sample_args": None})
+    if derived["loss_type"] != "CE" and not negatives_are_given:
+        derived = build({})
     for key in SHARED_KEYS:
         if key in config and key not in overrides:
             derived[key] = config[key]

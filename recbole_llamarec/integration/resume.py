@@ -19,6 +19,8 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import Trainer
 from torch import Tensor
 
+from recbole_llamarec.integration.values import is_plain
+
 logger = logging.getLogger(__name__)
 
 State = dict[str, Any]  # tensors and plain values: torch.load(weights_only=True) reads it
@@ -122,17 +124,9 @@ def _not_resumable(trainer: Any) -> str | None:
     optimizers = [v for v in vars(trainer).values() if isinstance(v, torch.optim.Optimizer)]
     if optimizers != [trainer.optimizer]:
         return "it has several optimizers"
-    if not _is_plain(trainer.model.other_parameter()):
+    if not is_plain(trainer.model.other_parameter()):
         return "its other_parameter is neither tensors nor plain values"
     return None
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_is_plain, [*value.keys(), *value.values()]))
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or type(value) in (bool, int, float, str) or isinstance(value, Tensor)
 
 
 def _training_state(

@@ -159,7 +159,7 @@ def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever
         checkpoint = load_checkpoint(file, map_location=next(retriever.parameters()).device)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{key}: {error}") from error
-    saved_name = checkpoint["config"]["model"]
+    saved_name = checkpoint["config"].get("model")
     if saved_name != name:
         raise ValueError(
             f"{key}: {str(file)!r} holds a {saved_name}, but retriever is {name!r}. Set retriever: "

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         limits = Limits(**{limit.name: getattr(options, limit.name) for limit in fields(Limits)})
         token = read_token(options.token_file)
-        recommender = Recommender.from_checkpoint(options.checkpoint)
+        recommender = Recommender.from_checkpoint(options.checkpoint, options.data_path)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
     server = Server(
@@ -49,6 +49,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "service is open to whoever reaches it.",
     )
     parser.add_argument("--checkpoint", required=True, help="saved/LlamaRec-….pth")
+    parser.add_argument("--data-path", type=Path, help="folder of data sets (dataset/)")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind to (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
     parser.add_argument("--token-file", type=Path, help="file with the token that requests carry")

@@ -29,12 +29,12 @@ def serving(scripts, trained, monkeypatch):
     from recbole_llamarec.recommender import Recommender
 
     class InThisProcess:
-        def __init__(self, checkpoint, *options):
+        def __init__(self, checkpoint, data_path, *options):
             limits = dict(option.lstrip("-").replace("-", "_").split("=") for option in options)
             self.limits = {key: int(value) for key, value in limits.items()}
 
         def __enter__(self):
-            served = Recommender.from_checkpoint(trained.checkpoint)
+            served = Recommender.from_checkpoint(trained.checkpoint, trained.data_path)
             self.running = run(served, **self.limits)
             self.address = self.running.server.address
             return self
@@ -50,7 +50,8 @@ def serving(scripts, trained, monkeypatch):
 
 
 def test_rounds_make_a_table(serving, trained, tmp_path):
-    given = [f"--checkpoint={trained.checkpoint}", f"--out={tmp_path}", "--clients=4"]
+    given = [f"--checkpoint={trained.checkpoint}", f"--data-path={trained.data_path}"]
+    given += [f"--out={tmp_path}", "--clients=4"]
     serving.main([*given, "--rounds=2", "--seconds=0.2", "--paths", "recommend"])
     report = json.loads((tmp_path / "tiny.json").read_text())
     rounds = report["speed"]["rounds"]

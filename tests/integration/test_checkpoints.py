@@ -1,4 +1,4 @@
-"""Checkpoints run no code, and a run that is killed leaves none by halves."""
+"""Checkpoints are data, and a run that is killed leaves none by halves."""
 
 from __future__ import annotations
 
@@ -9,53 +9,77 @@ import pytest
 import torch
 from helpers import write_dataset
 from recbole.config import Config
-from recbole.data import create_dataset
+from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import load_data_and_model
 from recbole.trainer import Trainer
 from recbole.utils import get_model
 
+from recbole_llamarec.integration import checkpoints
 from recbole_llamarec.integration.checkpoints import load_checkpoint
+from recbole_llamarec.integration.values import is_plain
 
 
-class Harmful:
-    """Unpickles to a call of a harmless function, as an attack would to a harmful one."""
-
-    def __reduce__(self):
-        return (print, ("this must never be printed",))
-
-
-def test_a_checkpoint_runs_no_code(tmp_path, capsys):
-    file = tmp_path / "attack.pth"
-    torch.save({"config": Harmful()}, file, pickle_protocol=4)
-    with pytest.raises(ValueError, match=r"attack\.pth.*builtins\.print"):
-        load_checkpoint(file)
-    with pytest.raises(ValueError, match="print"):
-        load_data_and_model(str(file))
-    assert "never" not in capsys.readouterr().out
-
-
-def test_a_checkpoint_names_only_classes_of_recbole(tmp_path):
-    import recbole.utils.utils
-
-    file = tmp_path / "function.pth"
-    torch.save({"f": recbole.utils.utils.ensure_dir}, file, pickle_protocol=4)
-    with pytest.raises(ValueError, match="ensure_dir"):
-        load_checkpoint(file)
-
-
-def test_plain_values_of_a_checkpoint(tmp_path):
+def test_plain_values_of_a_pickled_checkpoint(tmp_path):
     file = tmp_path / "plain.pth"
-    state = {"score": np.float64(0.5), "weight": torch.ones(2), "names": {"a", "b"}}
-    torch.save(state, file, pickle_protocol=4)
+    weight = torch.arange(6.0).view(2, 3)
+    state = {"score": np.float64(0.5), "config": {"k": (1, "x"), "names": {"a"}}}
+    tensors = {"w": weight.T, "row": weight[1], "p": torch.nn.Parameter(weight), "e": weight[:0]}
+    others = {"flag": torch.tensor([True, False]), "half": torch.ones(2, dtype=torch.bfloat16)}
+    torch.save(state | {"state_dict": {**tensors, **others}}, file, pickle_protocol=4)
     loaded = load_checkpoint(file)
-    assert loaded["score"] == 0.5 and torch.equal(loaded["weight"], torch.ones(2))
-    assert loaded["names"] == {"a", "b"}
+    assert loaded["score"] == 0.5
+    assert loaded["config"] == {"k": (1, "x")}  # a set is left out
+    for name, tensor in {**tensors, **others}.items():
+        assert torch.equal(loaded["state_dict"][name], tensor)
+
+
+def test_what_recbole_itself_pickles_is_read(trainer, workdir):
+    checkpoints._recbole_save_checkpoint(trainer, 3, saved_model_file="recbole.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load("recbole.pth")
+    loaded = load_checkpoint("recbole.pth")
+    assert (loaded["epoch"], loaded["config"]["model"]) == (3, "FPMC")
+    state = trainer.model.state_dict()
+    assert loaded["state_dict"].keys() == state.keys()
+    assert all(torch.equal(loaded["state_dict"][name], state[name]) for name in state)
+    config, model, *_ = load_data_and_model("recbole.pth", "data")
+    assert config["load_col"] == trainer.config["load_col"]
+    assert torch.equal(model.UI_emb.weight, trainer.model.UI_emb.weight)
+    trainer.resume_checkpoint("recbole.pth")
+    assert trainer.start_epoch == 4
+
+
+def test_a_checkpoint_holds_tensors_and_plain_values(trained):
+    for file in (trained.checkpoint, trained.checkpoint.with_suffix(".LRURec.pth")):
+        loaded = torch.load(file, weights_only=True)
+        assert loaded["format"] == "recbole-llamarec 1"
+        assert loaded["config"]["dataset"] == "tiny"
+        assert is_plain(loaded)
+
+
+def test_a_model_of_which_a_part_is_another_parameter(workdir):
+    """SASRecF names its feature layer so; its weights stand in the state_dict as well."""
+    write_dataset(workdir / "data")
+    settings = {"data_path": "data", "train_neg_sample_args": None, "selected_features": ["year"]}
+    settings["load_col"] = {
+        "inter": ["user_id", "item_id", "timestamp"],
+        "item": ["item_id", "year"],
+    }
+    config = Config(model="SASRecF", dataset="tiny", config_dict=settings)
+    train, *_ = data_preparation(config, create_dataset(config))
+    trainer = Trainer(config, get_model("SASRecF")(config, train._dataset))
+    trainer._save_checkpoint(0, saved_model_file="model.pth")
+    assert torch.load("model.pth", weights_only=True)["other_parameter"] == {}
+    _, model, *_ = load_data_and_model("model.pth", "data")
+    state = trainer.model.state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in model.state_dict().items())
 
 
 def test_torch_load_itself_is_left_alone(trained, workdir):
-    load_data_and_model(str(trained.checkpoint))
+    load_data_and_model(str(trained.checkpoint), trained.data_path)
+    torch.save({"a": {1, 2}, "b": print}, workdir / "other.pth")
     with pytest.raises(pickle.UnpicklingError):
-        torch.load(trained.checkpoint)
+        torch.load(workdir / "other.pth")
 
 
 class Killed(Exception):

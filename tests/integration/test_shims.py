@@ -93,7 +93,7 @@ def test_models_of_recbole_itself_still_run(tiny_run):
     settings["train_neg_sample_args"] = None
     first = run_recbole(model="SASRec", config_dict=settings)
     (file,) = Path(tiny_run["checkpoint_dir"]).glob("SASRec*.pth")
-    config, model, _, _, _, test = load_data_and_model(str(file))
+    config, model, _, _, _, test = load_data_and_model(str(file), tiny_run["data_path"])
     trainer = get_trainer(config["MODEL_TYPE"], "SASRec")(config, model)
     trainer.resume_checkpoint(str(file))
     assert trainer.evaluate(test, load_best_model=False) == first["test_result"]

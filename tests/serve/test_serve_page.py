@@ -86,7 +86,7 @@ def test_rows_of_one_film_are_marked_in_both_lists(open_page, service, recommend
 
 
 def test_markup_in_a_title_is_text(open_page, trained):
-    recommender = Recommender.from_checkpoint(trained.checkpoint)
+    recommender = Recommender.from_checkpoint(trained.checkpoint, trained.data_path)
     recommender.model.item_texts[:] = [f"{EVIL}{n}" for n in range(61)]  # which the prompts share
     running = run(recommender)
     try:

@@ -145,6 +145,7 @@ def restore_adapter(
         raise ValueError(f"it is no LoRA adapter, but {config.get('peft_type')}.")
     lora.inference_mode = not trainable
     lora.base_model_name_or_path = None  # the model's own name is put in its place
+    lora.megatron_config = None  # with it, PEFT imports the module that megatron_core names
     wrapped = _wrapped(model, lora, seed=0)
     try:
         load_adapter_state(wrapped, state)
