@@ -25,14 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Recommend for one history on the command line, or for a file of them."""
     options = parse_arguments(arguments)
     try:
+        results = None
+        if options.histories:  # files are compared before the model is loaded, which takes longer
+            checkpoint = Path(options.checkpoint)
+            results = ResultsFile(options.out, checkpoint, options.histories, options.k, BATCH)
         recommender = Recommender.from_checkpoint(options.checkpoint, options.data_path)
-        if options.histories:
-            # files are compared before the model is loaded, which takes longer
-            checkpoint, histories, k = options.checkpoint, options.histories, options.k
-            results = ResultsFile(options.out, Path(checkpoint), histories, k, BATCH)
-            recommend_file(Recommender.from_checkpoint(checkpoint), histories, results, k)
+        if results is not None:
+            recommend_file(recommender, options.histories, results, options.k)
             return
-        recommender = Recommender.from_checkpoint(options.checkpoint)
         history = [resolve(recommender, name) for name in options.history]
         if options.candidates:
             result = recommender.rank(

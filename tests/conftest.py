@@ -20,8 +20,9 @@ import recbole_llamarec  # noqa: F401
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads():
-    torch.set_num_threads(2)
+def threads():
+    """Two cores are shared by the test processes."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture

@@ -190,6 +190,7 @@ def test_the_process_outlives_2000_half_open_connections(options, trained, tmp_p
     if hard < 2500:
         pytest.skip("the test itself may not open 2,000 connections")
     command = [sys.executable, "-m", "recbole_llamarec.serve", f"--checkpoint={trained.checkpoint}"]
+    command.append(f"--data-path={trained.data_path}")
     shell = f'ulimit -n 1024 && exec "$@" {options} --port=0'
     log = tmp_path / "output.txt"
     with log.open("w") as out:
