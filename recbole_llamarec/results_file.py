@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from recbole_llamarec.files import written_whole
 from recbole_llamarec.version import __version__
 
 BEGINNING = b'[{"item": '  # of each line
@@ -71,9 +72,8 @@ class ResultsFile:
             ValueError: another program has made a file of this name meanwhile.
         """
         if not os.path.lexists(self._about):
-            part = self._about.with_name(f"{self._about.name}.part")
-            part.write_text(json.dumps(self._run, indent=1) + "\n", encoding="utf-8")
-            part.replace(self._about)
+            with written_whole(self._about) as part:
+                part.write_text(json.dumps(self._run, indent=1) + "\n", encoding="utf-8")
         try:
             file = self._out.open("r+b" if self._is_there else "xb")
         except FileExistsError as error:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recbole_llamarec.evaluation.table import StageResult
+from recbole_llamarec.files import written_whole
 from recbole_llamarec.scoring.fusion import Fusion
 from recbole_llamarec.tuning.curve import TrainingCurve
 
@@ -140,9 +141,8 @@ def write_record(record: RunRecord, file: Path) -> None:
 
 def write_whole(file: Path, text: str) -> None:
     """Write a file so that its name never stands for a part of it."""
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+    with written_whole(file) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def read_record(file: Path) -> RunRecord:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,10 +71,10 @@ class LanguageModel:
         if self._saved is not None:
             config, weights = self._saved["lora"], self._saved["adapter"]
             return restore_adapter(base, config, weights, trainable=True)
-        if settings.lora_adapter is None:
+        if settings.adapter_directory is None:
             return add_adapter(base, settings.lora, seed)
         try:
-            return load_adapter(base, Path(settings.lora_adapter), trainable=True)
+            return load_adapter(base, settings.adapter_directory, trainable=True)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"lora_adapter: {error}") from error
 

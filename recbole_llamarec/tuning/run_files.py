@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from recbole_llamarec import distributed
-from recbole_llamarec.tuning.score_log import PART, ScoreLog
+from recbole_llamarec.files import written_whole
+from recbole_llamarec.tuning.score_log import ScoreLog
 from recbole_llamarec.tuning.state import RunState
 
 
@@ -83,9 +84,9 @@ class RunFiles:
         if not distributed.is_first() or not self.checkpoint.is_file():
             return None
         file = self.checkpoint.with_suffix(".users.csv")
-        part = file.with_name(f"{file.name}{PART}")
-        users.to_csv(part, index=False)
-        return part.replace(file)
+        with written_whole(file) as part:
+            users.to_csv(part, index=False)
+        return file
 
     def remove(self) -> None:
         """Delete what a run goes on from: it is complete."""

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recbole_llamarec.files import written_whole
+
 logger = logging.getLogger(__name__)
 
-SCORES, PART = ".scores-{rank}.pt", ".part"
+SCORES = ".scores-{rank}.pt"
 
 
 def write_by_rename(value: Any, file: Path) -> None:
     """Save tensors and plain values; the file is whole or, as before, the old one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + PART)
-    with part.open("wb") as stream:
+    with written_whole(file) as part, part.open("wb") as stream:
         torch.save(value, stream)
         stream.flush()
         os.fsync(stream.fileno())
-    part.replace(file)
 
 
 class ScoreLog:

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from recbole_llamarec.tuning.score_log import PART, write_by_rename
+from recbole_llamarec.files import PART
+from recbole_llamarec.tuning.score_log import write_by_rename
 from recbole_llamarec.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -31,17 +32,17 @@ logger = logging.getLogger(__name__)
 NO_RESULT = frozenset(
     {
         *("resume", "save_every_minutes", "checkpoint_dir", "show_progress", "state", "verbose"),
+        *("log_wandb", "device", "gpu_id", "use_gpu", "nproc", "local_rank", "world_size"),
         *(
-            "log_wandb",
-            "device",
-            "gpu_id",
-            "use_gpu",
-            "nproc",
-            "local_rank",
-            "world_size",
             "offset",
+            "ip",
+            "port",
+            "group_offset",
+            "config_files",
+            "single_spec",
+            "data_path",
+            "saved",
         ),
-        *("ip", "port", "group_offset", "config_files", "single_spec", "data_path", "saved"),
     }
 )
 RESUME, LOCK = ".resume.pt", ".lock"
@@ -148,7 +149,7 @@ class RunState:
         except Timeout as error:
             raise ValueError(f"resume: another process works on {str(stem)!r}.") from error
         state.phases = written["phases"]
-        for part in stem.parent.glob(f"{stem.name}*{PART}"):
+        for part in stem.parent.glob(f"{stem.name}.*{PART}"):
             part.unlink(missing_ok=True)
         logger.info("Going on with the interrupted run %s", stem.name)
         return state
@@ -182,7 +183,7 @@ def _stem_of(file: Path) -> Path:
 
 
 def read_state(file: Path) -> dict[str, Any]:
-    """Read a state; tensors are mapped into memory when they are used.
+    """Read a state.
 
     Raises:
         ValueError: it is damaged or no state.
