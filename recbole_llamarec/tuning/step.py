@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from recbole_llamarec import distributed
-from recbole_llamarec.ranking.model.batching import TokenBudget, is_out_of_memory, pass_tokens
+from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.protocol import Encoded, Loss, Ranker
 
 
@@ -86,15 +86,7 @@ def _backward(
                 )
             mean.backward()
         except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(part) == 1:
-                raise torch.OutOfMemoryError(
-                    f"{budget.key}: one sample of {part[0].n_tokens} tokens does not fit into the "
-                    "memory. Show less in a prompt (prompt_max_history, prompt_max_title_tokens, "
-                    "rerank_candidates), or take a smaller model or llm_load_in_4bit."
-                ) from error
-            budget.cut(pass_tokens(part, share))
+            budget.give_way(error, part, share, unit="sample")
             return None
         total += mean.item()
     return total

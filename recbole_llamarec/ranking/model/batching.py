@@ -63,6 +63,31 @@ class TokenBudget:
             *(n_tokens, self.key, self.tokens),
         )
 
+    def give_way(
+        self, error: RuntimeError, failed: Sequence[Encoded], share: bool, unit: str = "prompt"
+    ) -> None:
+        """Cut the budget after a pass for which the memory did not suffice.
+
+        Args:
+            error: what the pass raised.
+            failed: its prompts.
+            share: as :meth:`batches` takes it.
+            unit: what the message calls one of them.
+
+        Raises:
+            RuntimeError: ``error`` itself, where it is not one of memory.
+            torch.OutOfMemoryError: the pass had one prompt, and cannot be cut.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        if len(failed) == 1:
+            raise torch.OutOfMemoryError(
+                f"{self.key}: one {unit} of {failed[0].n_tokens} tokens does not fit into the "
+                "memory. Show less in a prompt (prompt_max_history, prompt_max_title_tokens, "
+                "rerank_candidates), or take a smaller model or llm_load_in_4bit."
+            ) from error
+        self.cut(pass_tokens(failed, share))
+
     def run(
         self,
         encoded: Sequence[Encoded],
@@ -87,11 +112,10 @@ class TokenBudget:
         left = self.batches(encoded, share)
         while left:
             rows = left.pop(0)
-            result = self._computed(encoded, compute, rows)
+            result = self._computed(encoded, compute, rows, share)
             if result is not None:
                 yield rows, result
                 continue
-            self.cut(pass_tokens([encoded[row] for row in rows], share))
             rest = np.concatenate([rows, *left])
             parts = self.batches([encoded[row] for row in rest], share)
             left = [rest[part] for part in parts]
@@ -101,20 +125,13 @@ class TokenBudget:
         encoded: Sequence[Encoded],
         compute: Callable[[np.ndarray], Tensor],
         rows: np.ndarray,
+        share: bool,
     ) -> Tensor | None:
         """What was computed of a pass; None where memory ran out, its tensors being free again."""
         try:
             return compute(rows)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(rows) == 1:
-                raise torch.OutOfMemoryError(
-                    f"{self.key}: one prompt of {encoded[rows[0]].n_tokens} tokens does not fit "
-                    "into the memory. Show less in a prompt (prompt_max_history, "
-                    "prompt_max_title_tokens, rerank_candidates), or take a smaller model or "
-                    "llm_load_in_4bit."
-                ) from error
+            self.give_way(error, [encoded[row] for row in rows], share)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # what is left is cut into other sizes
         return None
