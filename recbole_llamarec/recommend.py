@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         else:
             (result,) = recommender.recommend([history], options.k)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     print(as_lines(result) if options.format == "jsonl" else as_table(result))
 

@@ -100,16 +100,17 @@ class LlamaRecTrainer(Trainer):
             if self.language_model is not None:
                 with self.journal.timed("loading the language model"):
                     self.language_model.ranker  # noqa: B018
+            self._files.require_space(self.model)
             self._train_retriever(train_data, valid_data, saved, show_progress, callback_fn)
             if self.language_model is not None:
                 with self.journal.timed("tuning the ranker"):
                     self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
                 if saved:
-                    self._save_both(verbose)
+                    self._save_both(verbose, finished=False)
             with self.journal.timed("fusion"):
                 self._fuse(valid_data, show_progress)
             if saved:
-                self._save_both(verbose)
+                self._save_both(verbose, finished=True)
         if callback_fn and self.journal.validation and not self.journal.ranker.scores:
             callback_fn(0, self.best_valid_score)
         self._add_hparam_to_tensorboard(self.best_valid_score)
@@ -240,13 +241,12 @@ class LlamaRecTrainer(Trainer):
         self.model.fusion, self.journal.validation = fusion, validation
         self._files.put("fusion", {"fusion": fusion.state(), "validation": validation})
 
-    def _save_both(self, verbose: bool) -> None:
+    def _save_both(self, verbose: bool, finished: bool) -> None:
         """RecBole's one file, and the adapter beside it as a PEFT directory."""
-        self._save_checkpoint(self.epochs - 1, verbose=verbose)
+        self._save_checkpoint(self.epochs - 1, verbose=verbose, finished=finished)
         if self.language_model is not None and distributed.is_first():
             directory = Path(self.saved_model_file).with_suffix(".adapter")
-            model: Any = self.language_model.ranker.model
-            save_adapter(model, directory)
+            save_adapter(self.language_model.ranker.model, directory)
             if verbose:
                 self.logger.info(f"Saving the adapter in PEFT's format: {directory}")
         distributed.barrier()

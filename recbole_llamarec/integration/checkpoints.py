@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
+import logging
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,11 +16,15 @@ import recbole.trainer.trainer as trainer_module
 import torch
 from recbole.utils import set_color
 
+from recbole_llamarec.checksums import check_seal, sealed
+from recbole_llamarec.files import PART, save_tensors, written_whole
 from recbole_llamarec.integration.inert import read_pickled
 from recbole_llamarec.integration.values import config_from_file, is_plain, plain
 
 FORMAT = "recbole-llamarec 1"
+FINISHED = "finished"  # whether the training has ended; absent where that cannot be told
 
+logger = logging.getLogger(__name__)
 _torch_load = torch.load
 
 
@@ -42,10 +46,12 @@ def load_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
         FileNotFoundError: no such file.
         ValueError: the file is damaged, or no checkpoint.
     """
+    is_checked = False
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint at {str(path)!r}; check the path.")
     try:
+        is_checked = check_seal(path)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Detected pickle protocol")
@@ -59,12 +65,45 @@ def load_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
             f"The checkpoint {str(path)!r} cannot be read; it is damaged, incomplete or not a "
             f"RecBole checkpoint ({error}). Copy it again, or train anew."
         ) from error
+    if "format" in checkpoint and not is_checked:
+        logger.warning(
+            f"The checkpoint {str(path)!r} is not checked, for it has no checksum: an earlier "
+            "version wrote it, or it was written anew by another program, or it is cut off."
+        )
     return checkpoint
+
+
+def warn_of_interruption(checkpoint: dict[str, Any], file: str | Path) -> None:
+    """Say of a checkpoint that its training came to no end, and how far it came.
+
+    RecBole writes a checkpoint whenever the validation is better than before, so that a training
+    that was killed leaves one like any other. This package notes in it whether its training has
+    ended; of one that RecBole wrote by itself nobody can tell.
+
+    Args:
+        checkpoint: from :func:`load_checkpoint`.
+        file: where it is, for the message.
+    """
+    if checkpoint.get(FINISHED, True):
+        return
+    config = checkpoint["config"]
+    if config.get("model") == "LlamaRec":
+        state = "before its fusion was set, so that its order is not that of the finished run"
+    else:
+        state = (
+            f"and holds the best state so far, of epoch {checkpoint['epoch'] + 1} of at most "
+            f"{config.get('epochs')}"
+        )
+    logger.warning(
+        f"The training of {str(file)!r} was interrupted {state}. Give the command of that run "
+        "again to complete it."
+    )
 
 
 # --- shims of RecBole's reading and writing ----------------------------------------------------
 
 _recbole_evaluate = trainer_module.Trainer.evaluate
+_recbole_fit = trainer_module.Trainer.fit
 _recbole_resume_checkpoint = trainer_module.Trainer.resume_checkpoint
 _recbole_save_checkpoint = trainer_module.Trainer._save_checkpoint
 _recbole_load_data_and_model = quick_start.load_data_and_model
@@ -109,6 +148,7 @@ def load_data_and_model(model_file: str | Path, data_path: str | Path | None = N
 
     def load(file: str | Path) -> dict[str, Any]:
         checkpoint = load_checkpoint(file, map_location="cpu")
+        warn_of_interruption(checkpoint, file)
         folder = None if data_path is None else str(data_path)
         try:
             config = config_from_file(checkpoint["config"], folder)
@@ -144,27 +184,29 @@ def save_checkpoint(self, epoch, verbose=True, **kwargs) -> None:
     """RecBole's ``Trainer._save_checkpoint``, which writes data, and a whole file or none.
 
     RecBole pickles its ``Config``, and writes into the file itself, so that a run that is killed
-    leaves a truncated one. Here the file holds tensors and plain values, is written beside its
-    name as ``<file>.part``, and takes its name when it is complete. Of several processes the first
-    one of each machine writes, as in RecBole; the unfinished file bears its rank, since machines
-    may share the folder.
+    leaves a truncated one. Here the file holds tensors and plain values with a checksum, is written
+    beside its name as ``<file>.part``, and takes its name when it is complete. Of several processes
+    the first one of each machine writes, as in RecBole.
+
+    Args:
+        finished: whether the training has ended, where the trainer knows; by default it has not.
     """
-    is_single = self.config["single_spec"]
-    if not is_single and self.config["local_rank"] != 0:
+    if not _writes(self):
         return
-    file = str(kwargs.pop("saved_model_file", self.saved_model_file))
-    part = f"{file}.part" if is_single else f"{file}.{torch.distributed.get_rank()}.part"
+    file = Path(kwargs.pop("saved_model_file", self.saved_model_file))
+    finished = kwargs.pop(FINISHED, False if runs_recboles_loop(self) else None)
     others = self.model.other_parameter() or {}
     # those that are modules stand in the state_dict too
     others = {k: value for k, value in others.items() if not isinstance(value, torch.nn.Module)}
-    try:
-        if is_plain(others):
-            torch.save(_state_of(self, epoch, others), part)
-        else:  # sparse matrices of some of RecBole's general recommenders
-            _recbole_save_checkpoint(self, epoch, verbose=False, saved_model_file=part, **kwargs)
-        os.replace(part, file)
-    finally:
-        Path(part).unlink(missing_ok=True)  # where writing failed
+    if is_plain(others):
+        state = _state_of(self, epoch, others)
+        _save(self, state if finished is None else {**state, FINISHED: finished}, file)
+    else:  # sparse matrices of some of RecBole's general recommenders
+        with written_whole(file, part=_part_of(self, file)) as part:
+            _recbole_save_checkpoint(
+                self, epoch, verbose=False, saved_model_file=str(part), **kwargs
+            )
+            part.write_bytes(sealed(part.read_bytes()))
     if verbose:
         self.logger.info(set_color("Saving current", "blue") + f": {file}")
 
@@ -183,8 +225,46 @@ def _state_of(trainer, epoch: int, others: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _writes(trainer) -> bool:
+    return trainer.config["single_spec"] or trainer.config["local_rank"] == 0
+
+
+def _part_of(trainer, file: Path) -> Path:
+    """The unfinished file, which bears the process's rank: machines may share the folder."""
+    is_single = trainer.config["single_spec"]
+    rank = "" if is_single else f".{torch.distributed.get_rank()}"
+    return file.with_name(f"{file.name}{rank}{PART}")
+
+
+def _save(trainer, state: dict[str, Any], file: Path) -> None:
+    save_tensors(state, file, part=_part_of(trainer, file))
+
+
+def runs_recboles_loop(trainer) -> bool:
+    """Whether a trainer's ``fit`` is RecBole's loop over epochs.
+
+    A class that overrides ``fit`` and leaves the loop to RecBole says ``runs_recboles_loop = True``
+    in the same class body.
+    """
+    owner = next(c for c in type(trainer).__mro__ if "fit" in vars(c))
+    return owner is trainer_module.Trainer or vars(owner).get("runs_recboles_loop", False)
+
+
+@functools.wraps(_recbole_fit)
+def fit(self, train_data, valid_data=None, verbose=True, saved=True, *args, **kwargs):
+    """RecBole's ``Trainer.fit``, which at its end notes in the checkpoint that it has ended."""
+    result = _recbole_fit(self, train_data, valid_data, verbose, saved, *args, **kwargs)
+    file = Path(self.saved_model_file)
+    if saved and _writes(self) and file.is_file():
+        checkpoint = load_checkpoint(file, map_location="cpu")
+        if checkpoint.get(FINISHED) is False:
+            _save(self, {**checkpoint, FINISHED: True}, file)
+    return result
+
+
 def install() -> None:
     """Install the shims of ``Trainer``; a second call changes nothing."""
     trainer_module.Trainer.evaluate = evaluate
+    trainer_module.Trainer.fit = fit
     trainer_module.Trainer.resume_checkpoint = resume_checkpoint
     trainer_module.Trainer._save_checkpoint = save_checkpoint

@@ -20,7 +20,10 @@ import torch
 from recbole.config import Config
 from recbole.evaluator.collector import Collector
 from recbole.utils import ensure_dir as _recbole_ensure_dir
+from recbole.utils import get_tensorboard as _recbole_get_tensorboard
+from recbole.utils import init_logger as _recbole_init_logger
 
+from recbole_llamarec.files import naming, require_writable
 from recbole_llamarec.integration import checkpoints, data_shims, known
 
 _recbole_init_device = Config._init_device
@@ -28,6 +31,8 @@ _recbole_update_internal_config_dict = Config._update_internal_config_dict
 _recbole_load_data_and_model = quick_start.load_data_and_model
 _recbole_run_recboles = quick_start.run_recboles
 _recbole_report = quick_start.tune.report
+
+WORKING_FOLDER = "the working folder, where the logs go"  # RecBole has no key for it
 
 
 def update_internal_config_dict(self, file):
@@ -91,8 +96,33 @@ def run_recboles(rank, *args):
 
 
 def ensure_dir(path) -> None:
-    """RecBole's ``ensure_dir``, which fails where two processes make a folder at the same time."""
-    Path(path).mkdir(parents=True, exist_ok=True)
+    """RecBole's ``ensure_dir``, which fails where two processes make a folder at the same time.
+
+    Raises:
+        OSError: the folder cannot be made, or a file is in its place.
+    """
+    with naming(Path(path), "checkpoint_dir, or the working folder, where the logs go"):
+        Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def init_logger(config) -> None:
+    """RecBole's ``init_logger``, which says where no log can be written.
+
+    Raises:
+        OSError: the folder of logs cannot be made or written to.
+    """
+    require_writable(Path("log", config["model"]), WORKING_FOLDER)
+    _recbole_init_logger(config)
+
+
+def get_tensorboard(logger):
+    """RecBole's ``get_tensorboard``, likewise.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    require_writable(Path("log_tensorboard"), WORKING_FOLDER)
+    return _recbole_get_tensorboard(logger)
 
 
 def get_data_struct(self):
@@ -154,3 +184,5 @@ def install() -> None:
         "load_data_and_model", _recbole_load_data_and_model, checkpoints.load_data_and_model
     )
     _replace_everywhere("ensure_dir", _recbole_ensure_dir, ensure_dir)
+    _replace_everywhere("init_logger", _recbole_init_logger, init_logger)
+    _replace_everywhere("get_tensorboard", _recbole_get_tensorboard, get_tensorboard)

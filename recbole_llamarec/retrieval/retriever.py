@@ -12,7 +12,7 @@ import torch
 from recbole.utils import get_trainer
 
 from recbole_llamarec.data.seen import SeenItems, seen_mask
-from recbole_llamarec.integration.checkpoints import load_checkpoint
+from recbole_llamarec.integration.checkpoints import load_checkpoint, warn_of_interruption
 from recbole_llamarec.integration.configs import (
     logging_stage,
     report_retriever_keys,
@@ -165,6 +165,7 @@ def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever
             f"{key}: {str(file)!r} holds a {saved_name}, but retriever is {name!r}. Set retriever: "
             f"{saved_name}, or name a checkpoint of {name}."
         )
+    warn_of_interruption(checkpoint, file)
     try:
         retriever.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:

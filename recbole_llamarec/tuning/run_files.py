@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from recbole_llamarec import distributed
-from recbole_llamarec.files import written_whole
+from recbole_llamarec.files import require_writable, written_whole
+from recbole_llamarec.scoring.language_model import language_model_of
 from recbole_llamarec.tuning.score_log import ScoreLog
 from recbole_llamarec.tuning.state import RunState
+
+OTHER_FILES = 2**24  # bytes: the users' table and the report, which embeds its plotting library
+
+
+def _n_bytes(model: nn.Module) -> int:
+    """Of the weights that are trained."""
+    return sum(w.numel() * w.element_size() for w in model.parameters() if w.requires_grad)
 
 
 class RunFiles:
@@ -50,6 +59,25 @@ class RunFiles:
         stem, self.phases = distributed.from_first((stem, self.phases))
         self.checkpoint = stem.with_name(f"{stem.name}.pth")
         self._log = ScoreLog(stem, distributed.rank(), distributed.world_size(), minutes)
+
+    def require_space(self, model: Any) -> None:
+        """Compare the free space with what the run will write, before anything is trained.
+
+        While the retriever is trained, its checkpoint holds its weights and the optimizer's two
+        moments, and the state also the best weights so far; the next state is written beside it.
+        While the ranker is tuned, that goes for the adapter.
+
+        Args:
+            model: ``LlamaRec``, its language model loaded where it has one.
+
+        Raises:
+            OSError: there is too little, or the folder cannot be written to.
+        """
+        if distributed.is_first():
+            n_bytes = OTHER_FILES + (3 + 4 + 4) * _n_bytes(model.retriever)
+            if language_model := language_model_of(model.scorers.values()):
+                n_bytes += (2 + 4 + 4) * _n_bytes(language_model.ranker.model)
+            require_writable(self.checkpoint.parent, "checkpoint_dir", n_bytes)
 
     @property
     def is_due(self) -> bool:

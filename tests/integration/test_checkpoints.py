@@ -102,12 +102,11 @@ def test_writing_that_breaks_off_leaves_the_former_checkpoint(trainer, workdir, 
     trainer._save_checkpoint(0, verbose=False)
     (file,) = (workdir / "saved").iterdir()
 
-    def killed_in_the_midst(state, name, **options):
-        with open(name, "wb") as unfinished:
-            unfinished.write(b"half of a checkpoint")
+    def killed_before_it_has_its_name(part):
+        assert part.name == f"{file.name}.part"
         raise Killed
 
-    monkeypatch.setattr("torch.save", killed_in_the_midst)
+    monkeypatch.setattr("recbole_llamarec.files.flush", killed_before_it_has_its_name)
     with pytest.raises(Killed):
         trainer._save_checkpoint(1, verbose=False)
     assert [*(workdir / "saved").iterdir()] == [file]

@@ -11,7 +11,8 @@ import torch
 from filelock import FileLock
 from helpers import environment
 
-from recbole_llamarec.tuning.score_log import ScoreLog, write_by_rename
+from recbole_llamarec.files import save_tensors
+from recbole_llamarec.tuning.score_log import ScoreLog
 from recbole_llamarec.tuning.state import RunState, differences, read_state
 
 SETTINGS = {"learning_rate": "0.1", "seed": "1"}
@@ -183,8 +184,8 @@ def test_a_damaged_log_of_scores_is_scored_again(tmp_path, caplog):
 
 def test_writing_replaces_a_file_in_one_step(tmp_path):
     file = tmp_path / "a" / "state.pt"
-    write_by_rename({"x": torch.ones(2)}, file)
-    write_by_rename({"x": torch.zeros(2)}, file)
+    save_tensors({"x": torch.ones(2)}, file)
+    save_tensors({"x": torch.zeros(2)}, file)
     assert torch.equal(torch.load(file, weights_only=True)["x"], torch.zeros(2))
     assert [own.name for own in file.parent.iterdir()] == ["state.pt"]
 

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from recbole_llamarec.checksums import check_sums
+from recbole_llamarec.files import folder_written_whole
 from recbole_llamarec.keys import TEXT, check_fields, key, list_of, number, optional, whole
-from recbole_llamarec.ranking.model.adapter_files import read_config, read_weights, replacing
+from recbole_llamarec.ranking.model.adapter_files import read_config, read_weights
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -209,9 +211,10 @@ def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = Fals
 
     Raises:
         FileNotFoundError: a file is absent.
-        ValueError: no LoRA adapter, a pickled one (``.bin``), or one that does not fit.
+        ValueError: no LoRA adapter, a damaged or pickled one (``.bin``), or one that does not fit.
     """
     directory = Path(directory).expanduser()
+    check_sums(directory)
     config = read_config(directory)
     state = read_weights(directory)
     trained_on = config.get("base_model_name_or_path")
@@ -229,19 +232,25 @@ def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = Fals
         ) from error
 
 
-def save_adapter(model: PeftModel, directory: str | Path) -> None:
+def save_adapter(model: Any, directory: str | Path) -> None:
     """Write the adapter as a PEFT directory, which appears whole or not at all.
 
     Args:
-        model: model with an adapter.
+        model: PEFT's, with an adapter.
         directory: made with its parents; an adapter already there is replaced.
 
     Raises:
         FileExistsError: the directory holds something else, which would be lost.
+        OSError: it cannot be written.
     """
-    with replacing(Path(directory).expanduser()) as staging:
-        # The default of save_embedding_layers would ask the hub for the base model's config.
-        model.save_pretrained(str(staging), save_embedding_layers=False)
+    from safetensors import SafetensorError
+
+    with folder_written_whole(Path(directory).expanduser()) as staging:
+        try:
+            # The default of save_embedding_layers would ask the hub for the base model's config.
+            model.save_pretrained(str(staging), save_embedding_layers=False)
+        except SafetensorError as error:  # a full disk, too
+            raise OSError(str(error)) from error
 
 
 def _views(model: PeftModel) -> dict[str, Tensor]:

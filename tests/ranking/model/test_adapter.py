@@ -247,6 +247,7 @@ def test_files_that_are_no_adapter_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="adapter_config.json"):
         load_adapter(tiny_llama(), directory)
     save_adapter(trained(), directory)
+    (directory / "SHA256SUMS").unlink()  # as the folders of other programs
     weights, config = directory / "adapter_model.safetensors", directory / "adapter_config.json"
 
     whole = weights.read_bytes()
@@ -314,6 +315,7 @@ def test_weights_that_do_not_fit_their_description_are_refused(tmp_path, change)
     else:
         state[name] = torch.zeros(4, 32)
     save_file(state, path)
+    (directory / "SHA256SUMS").unlink()
     model = tiny_llama()
     before = logits(model)
     message = {"less": "is missing", "more": "is unexpected", "shape": "has the shape"}[change]
