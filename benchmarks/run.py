@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -86,14 +86,22 @@ class Runner:
         spec = {"cell": asdict(cell), "data": str(self.data)}
         (work / "spec.json").write_text(json.dumps(spec))
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        command = [sys.executable, str(HERE / "cell.py"), str(work / "spec.json")]
+        scripts = [str(HERE / "with_parent.py"), str(HERE / "cell.py")]
+        command = [sys.executable, *scripts, str(work / "spec.json")]
         with (work / "log.txt").open("w") as log:
             process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=work
+                command,
+                stdin=subprocess.PIPE,  # open for as long as this process is there
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=work,
+                start_new_session=True,
             )
             self.processes.add(process)
             code = process.wait()
             self.processes.discard(process)
+            process.stdin.close()  # type: ignore[union-attr]
         if code:
             self.failed[cell.id] = work / "log.txt"
 
@@ -108,12 +116,13 @@ class Runner:
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """Within, an interruption ends the cells that run."""
+        """Within, an interruption ends the cells that run, with all their processes."""
         try:
             yield
         finally:
             for process in list(self.processes):
-                process.terminate()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
 
 
 def run_suite(runner: Runner, jobs: int, only: str, minutes: float | None) -> None:

@@ -73,7 +73,7 @@ class RunState:
         self._lock = FileLock(f"{stem}{LOCK}", timeout=0)
         with naming(stem.parent, "checkpoint_dir"):
             stem.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
+        self._lock.acquire()
 
     @property
     def file(self) -> Path:
