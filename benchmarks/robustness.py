@@ -1,11 +1,14 @@
-"""Kill a small run at random moments and let it go on: does it end as if nothing had happened?
+"""Attack a small run, seeded and with counts: kill it at random moments, flip bits in its files.
 
     python benchmarks/robustness.py --kills 30
+    python benchmarks/robustness.py --flips 200
 
-Each trial starts the same small run (LRURec, letters, tuned, fused; data and a random two-layer
-Llama of the tests), kills it by SIGKILL after a random time, starts the same command again, and
-compares the users' table, the test metrics and the files that are left with those of a run that
-was never interrupted. A trial may be killed several times before it is let go on.
+Kills: does a run that goes on end as if nothing had happened? Each trial starts the same small run
+(LRURec, letters, tuned, fused; data and a random two-layer Llama of the tests), kills it by SIGKILL
+after a random time, starts the same command again, and compares the users' table, the test metrics
+and the files that are left with those of a run that was never interrupted.
+
+Flips: is each flipped bit noticed when the file is loaded? See ``robustness_flips.py``.
 """
 
 from __future__ import annotations
@@ -28,9 +31,10 @@ import yaml
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "tests"))
+sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
 
-from helpers import tiny_settings  # noqa: E402
+from helpers import checkpoint_of, tiny_settings  # noqa: E402
+from robustness_flips import flip_bits, loaders  # noqa: E402
 from tiny_llama import write_tiny_llama  # noqa: E402
 
 SETTINGS = {
@@ -66,33 +70,57 @@ class Outcome:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the trials and print one line each; the exit code is 1 with findings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=30, help="trials")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments")
+    parser.add_argument("--kills", type=int, default=0, help="runs that are killed")
+    parser.add_argument("--flips", type=int, default=0, help="flipped bits in each kind of file")
+    parser.add_argument("--seed", type=int, default=1, help="of moments and bits")
     options = parser.parse_args(arguments)
-    generator = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        llama = write_tiny_llama(root / "llama")
-        expected = finish(prepared(root / "reference", llama))
-        lines, n_findings = [], 0
-        for trial in range(options.kills):
-            run = prepared(root / f"trial-{trial}", llama)
-            moment = generator.uniform(0.0, expected.seconds)
-            phase = killed_after(run, moment)
-            outcome = finish(run)
-            faults = findings(expected, outcome)
-            n_findings += bool(faults)
-            lines.append(
-                [trial + 1, f"{moment:.1f}", phase, f"{outcome.seconds:.1f}", faults or "-"]
-            )
-            print(lines[-1], flush=True)
+    if not (options.kills or options.flips):
+        parser.error("give --kills or --flips")
+    n_findings = 0
+    for campaign, count in ((kills, options.kills), (flips, options.flips)):
+        if count:
+            with tempfile.TemporaryDirectory() as folder:
+                llama = write_tiny_llama(Path(folder) / "llama")
+                n_findings += campaign(Path(folder), llama, count, random.Random(options.seed))
+    raise SystemExit(min(1, n_findings))
+
+
+def flips(root: Path, llama: Path, count: int, generator: random.Random) -> int:
+    """Flip bits in the files of a finished and of an interrupted run; returns the findings."""
+    finished, interrupted = prepared(root / "finished", llama), prepared(root / "cut", llama)
+    finish(finished)
+    checkpoint = checkpoint_of(finished / "saved")
+    lines, faults = [], []
+    for kind, (path, load) in loaders(checkpoint, killed_while_scoring(interrupted)).items():
+        tally = flip_bits(path, load, count, generator)
+        faults += [f"{kind}: {finding}" for finding in tally.findings]
+        lines.append([kind, count, tally.refused, tally.equal, len(tally.findings)])
+    headers = ["file", "flips", "refused", "loaded, nothing different", "findings"]
+    print(tabulate(lines, headers=headers, tablefmt="github"))
+    print("\n".join(faults))
+    return len(faults)
+
+
+def kills(root: Path, llama: Path, count: int, generator: random.Random) -> int:
+    """Kill runs and let them go on; returns how many of them end otherwise."""
+    expected = finish(prepared(root / "reference", llama))
+    lines, n_findings = [], 0
+    for trial in range(count):
+        run = prepared(root / f"trial-{trial}", llama)
+        moment = generator.uniform(0.0, expected.seconds)
+        phase = killed_after(run, moment)
+        outcome = finish(run)
+        faults = findings(expected, outcome)
+        n_findings += bool(faults)
+        lines.append([trial + 1, f"{moment:.1f}", phase, f"{outcome.seconds:.1f}", faults or "-"])
+        print(lines[-1], flush=True)
     headers = ["kill", "after s", "last phase", "resumed run, s", "finding"]
     print(tabulate(lines, headers=headers, tablefmt="github"))
     print(
-        f"{options.kills} kills, {n_findings} findings; an uninterrupted run takes "
+        f"{count} kills, {n_findings} findings; an uninterrupted run takes "
         f"{expected.seconds:.1f} s: {expected.metrics}"
     )
-    raise SystemExit(min(1, n_findings))
+    return n_findings
 
 
 def prepared(folder: Path, llama: Path) -> Path:
@@ -135,6 +163,24 @@ def killed_after(folder: Path, seconds: float) -> str:
         "retriever": "Stage 1 of 2",
     }
     return next((phase for phase, words in phases.items() if words in log), "start")
+
+
+def killed_while_scoring(folder: Path) -> Path:
+    """Kill the run when it has written a state and scored batches; returns the state's file.
+
+    Raises:
+        RuntimeError: the run ended before.
+    """
+    process = start(folder)
+    saved = folder / "saved"
+    while not (list(saved.glob("*.resume.pt")) and list(saved.glob("*.scores-0.pt"))):
+        if process.poll() is not None:
+            raise RuntimeError((folder / "log.txt").read_text(encoding="utf-8")[-3000:])
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (state,) = saved.glob("*.resume.pt")
+    return state
 
 
 def finish(folder: Path) -> Outcome:

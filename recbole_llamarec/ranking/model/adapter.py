@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from recbole_llamarec.checksums import check_sums
 from recbole_llamarec.files import folder_written_whole
 from recbole_llamarec.keys import TEXT, check_fields, key, list_of, number, optional, whole
-from recbole_llamarec.ranking.model.adapter_files import read_config, read_weights
+from recbole_llamarec.ranking.model.adapter_files import read_adapter
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -214,9 +213,7 @@ def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = Fals
         ValueError: no LoRA adapter, a damaged or pickled one (``.bin``), or one that does not fit.
     """
     directory = Path(directory).expanduser()
-    check_sums(directory)
-    config = read_config(directory)
-    state = read_weights(directory)
+    config, state = read_adapter(directory)
     trained_on = config.get("base_model_name_or_path")
     if trained_on and trained_on != _name(model):
         logger.warning(

@@ -8,8 +8,23 @@ from typing import Any
 
 from torch import Tensor
 
+from recbole_llamarec.checksums import check_sums
+
 _CONFIG_FILE = "adapter_config.json"
 _WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read an adapter, whose files are first compared with their checksums where it has any.
+
+    Returns:
+        its description, and its tensors by PEFT's names.
+
+    Raises:
+        FileNotFoundError, ValueError: as the functions below, or a file is damaged.
+    """
+    check_sums(directory)
+    return read_config(directory), read_weights(directory)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
