@@ -21,7 +21,7 @@ import torch
 from recbole_llamarec.checksums import DamagedFileError, check_seal, sealed, write_sums
 
 PART = ".part"  # ending of a file that is being written; a killed process may leave it
-REMEDY = "Free space there or name another folder, and give the same command again; it goes on."
+REMEDY = "Have it take files again (space, rights), and give the same command again: it goes on."
 
 
 @contextmanager
@@ -177,13 +177,15 @@ def require_writable(folder: Path, key: str, n_bytes: int = 2**12) -> None:
     Args:
         folder: made with its parents.
         key: what names it, for the message.
-        n_bytes: to be written there at most, as far as is known.
+        n_bytes: to be written there at most, as far as is known; with 0 the folder is only made.
 
     Raises:
         OSError: it cannot be made or written to, or has less space.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if n_bytes == 0:
+            return
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(2**12))
             probe.flush()
@@ -191,8 +193,9 @@ def require_writable(folder: Path, key: str, n_bytes: int = 2**12) -> None:
     except OSError as error:
         raise OSError(
             error.errno or errno.EIO,
-            f"{key}: the folder {str(folder)!r} cannot be written to: {error.strerror or error}. "
-            "Name a folder that can be, or mend this one; nothing has been trained yet.",
+            f"{key}: the folder {str(folder.absolute())!r} cannot be written to: "
+            f"{error.strerror or error}. Name a folder that can be, or mend this one; nothing has "
+            "been trained yet.",
         ) from error
     free = shutil.disk_usage(folder).free
     if free < n_bytes:

@@ -23,7 +23,7 @@ from recbole.utils import ensure_dir as _recbole_ensure_dir
 from recbole.utils import get_tensorboard as _recbole_get_tensorboard
 from recbole.utils import init_logger as _recbole_init_logger
 
-from recbole_llamarec.files import naming, require_writable
+from recbole_llamarec.files import require_writable
 from recbole_llamarec.integration import checkpoints, data_shims, known
 
 _recbole_init_device = Config._init_device
@@ -101,8 +101,7 @@ def ensure_dir(path) -> None:
     Raises:
         OSError: the folder cannot be made, or a file is in its place.
     """
-    with naming(Path(path), "checkpoint_dir, or the working folder, where the logs go"):
-        Path(path).mkdir(parents=True, exist_ok=True)
+    require_writable(Path(path), "checkpoint_dir", n_bytes=0)  # to evaluate, nothing is written
 
 
 def init_logger(config) -> None:
