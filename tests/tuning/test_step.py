@@ -152,7 +152,7 @@ def test_gradients_are_clipped_to_the_norm(scorer, batch):
     step(scorer, batch, 4000)
     plain = gradients_of(scorer)
     norm = torch.stack([gradient.norm() for gradient in plain]).norm()
-    step(scorer, batch, 4000, clip_norm=float(norm) / 2)
+    step(scorer, batch, 4000, clipping={"max_norm": float(norm) / 2})
     for gradient, other in zip(gradients_of(scorer), plain, strict=True):
         torch.testing.assert_close(gradient, other / 2, rtol=1e-3, atol=1e-6)
 
