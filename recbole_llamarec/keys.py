@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 LARGEST = 2**31 - 1  # of whole numbers: beyond it nothing that a key counts makes sense
 MOST_SHOWN = 200  # characters of a value in a message
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
 LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes, as on Linux
 
 
@@ -87,18 +90,24 @@ def key(default: Any, rule: Rule, help: str) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def keys_of(kind: type, prefix: str = "") -> list[Key]:
+def keys_of(kind: type, prefix: str = "") -> tuple[Key, ...]:
     """The keys that a dataclass states.
 
     Args:
         kind: the dataclass; fields that were not made by :func:`key` are left out.
         prefix: what stands before each field's name in YAML.
     """
-    return [
+    hashable: Any = kind
+    return _keys_of(hashable, prefix)
+
+
+@cache
+def _keys_of(kind: Any, prefix: str) -> tuple[Key, ...]:
+    return tuple(
         Key(prefix + stated.name, **stated.metadata)
         for stated in fields(kind)
         if "rule" in stated.metadata
-    ]
+    )
 
 
 def check_fields(settings: Any, prefix: str) -> None:
@@ -249,11 +258,7 @@ def is_text(value: Any) -> bool:
     U+0000 ends a text in C and marks the place of titles in prompts; a half of a surrogate pair
     is no character.
     """
-    return (
-        isinstance(value, str)
-        and "\0" not in value
-        and not any("\ud800" <= character <= "\udfff" for character in value)
-    )
+    return isinstance(value, str) and NO_TEXT.search(value) is None
 
 
 def _is_path(value: Any) -> bool:
@@ -262,6 +267,14 @@ def _is_path(value: Any) -> bool:
         and len(value.encode()) <= LONGEST_PATH
         and all(len(part.encode()) <= LONGEST_NAME for part in value.split("/"))
     )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(is_text, value)) and all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool) or is_text(value) or number().accepts(value)
 
 
 WORDING = Rule(  # unlike TEXT it may be empty or blank
@@ -286,6 +299,6 @@ NAME = Rule(
 SWITCH = Rule("bool", "True or False", lambda value: isinstance(value, bool))
 MAPPING = Rule(
     "dict",
-    "a mapping of keys to values",
-    lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
+    "a mapping of names to values, whose numbers are finite",
+    lambda value: isinstance(value, Mapping) and _is_plain(value),
 )

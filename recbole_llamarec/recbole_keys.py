@@ -59,7 +59,7 @@ def _are_metrics(value: Any) -> bool:
 def _is_gpu(value: Any) -> bool:
     if isinstance(value, tuple):  # as the command line gives 0,1
         return all(map(_is_gpu, value))
-    return is_text(value) or (type(value) is int and value >= 0)
+    return is_text(value) or whole(0).accepts(value)
 
 
 def _is_level(value: Any) -> bool:

@@ -247,7 +247,7 @@ def _value(config: Any, stated: Key) -> Any:
 def all_keys() -> list[Key]:
     """Every key that is stated: RecBole's training keys, then LlamaRec's in the files' order."""
     ours = {stated.name: [stated] for stated in keys_of(LlamaRecSettings)}
-    groups = {prefix.removesuffix("_"): keys_of(kind, prefix) for prefix, kind in GROUPS.items()}
+    groups = {prefix.removesuffix("_"): [*keys_of(kind, prefix)] for prefix, kind in GROUPS.items()}
     stated_by = ours | groups
     in_order = [stated for held in fields(LlamaRecSettings) for stated in stated_by[held.name]]
     return [*keys_of(TrainingKeys), *in_order]

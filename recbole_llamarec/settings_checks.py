@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -97,10 +98,15 @@ def contradictions(values: Mapping[str, Any]) -> list[str]:
     """
     errors = []
     for check in CHECKS:
-        names = inspect.signature(check).parameters
-        if names.keys() <= values.keys():
+        names = _parameters(check)
+        if names <= values.keys():
             errors += check(**{name: values[name] for name in names})
     return errors
+
+
+@cache
+def _parameters(check: Callable[..., list[str]]) -> frozenset[str]:
+    return frozenset(inspect.signature(check).parameters)
 
 
 def _ranks_the_whole_catalogue(eval_args: Mapping[str, Any]) -> list[str]:

@@ -180,7 +180,8 @@ def test_steps_learn_and_touch_the_adapter_alone(tiny_llama, batch):
     budget = TokenBudget(4000, "train_batch_tokens")
     loss = scorer.ranker.losses["label"]
     losses = [
-        optimizer_step(scorer.ranker, *batch, loss, optimizer, budget, 1.0) for _ in range(25)
+        optimizer_step(scorer.ranker, *batch, loss, optimizer, budget, {"max_norm": 1.0})
+        for _ in range(25)
     ]
     assert losses[-1] < losses[0] - 0.3
     assert all(
