@@ -59,7 +59,9 @@ def tuning(task: dict[str, Any]) -> dict[str, Any]:
         targets = np.eye(K, dtype=np.float32)[labels]  # [B, K]
         loss = ranker.losses["label"]
         budget = TokenBudget(1024, "train_batch_tokens")
-        return optimizer_step(ranker, encoded, targets, loss, optimizer, budget, clip_norm=1.0)
+        return optimizer_step(
+            ranker, encoded, targets, loss, optimizer, budget, clipping={"max_norm": 1.0}
+        )
 
     step = our_step
     if task["method"] == "reference":

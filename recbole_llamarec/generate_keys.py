@@ -65,7 +65,7 @@ def sections() -> list[tuple[str, list[Key]]]:
     Raises:
         ValueError: a key belongs under no heading, or under two.
     """
-    of_recbole = keys_of(TrainingKeys)
+    of_recbole = [*keys_of(TrainingKeys)]
     names = {stated.name for stated in of_recbole}
     ours = [stated for stated in all_keys() if stated.name not in names]
     for stated in ours:

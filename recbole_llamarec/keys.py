@@ -7,12 +7,17 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Mapping
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 LARGEST = 2**31 - 1  # of whole numbers: beyond it nothing that a key counts makes sense
+MOST_SHOWN = 200  # characters of a value in a message
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
+LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes, as on Linux
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,28 @@ class Key:
     help: str
 
     def error(self, value: Any) -> str | None:
-        """What is wrong with a value: the key, the value and what is allowed; or ``None``."""
-        if self.rule.accepts(value):
-            return None
-        return f"{self.name}: {value!r} must be {self.rule.allowed}."
+        """What is wrong with a value, see :func:`value_error`."""
+        return value_error(self.name, value, self.rule)
+
+
+def value_error(name: str, value: Any, rule: Rule) -> str | None:
+    """What is wrong with a value: the key, the value and what is allowed; or ``None``.
+
+    Args:
+        name: the key, as a message names it.
+        value: of the key.
+        rule: which values it may have.
+    """
+    return None if rule.accepts(value) else f"{name}: {shown(value)} must be {rule.allowed}."
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: whatever it is, and shortened where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of a number with more than 4,300 digits, or too deep
+        return f"a {type(value).__name__} that is too long to be shown"
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}…"
 
 
 def key(default: Any, rule: Rule, help: str) -> Any:
@@ -67,18 +90,24 @@ def key(default: Any, rule: Rule, help: str) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def keys_of(kind: type, prefix: str = "") -> list[Key]:
+def keys_of(kind: type, prefix: str = "") -> tuple[Key, ...]:
     """The keys that a dataclass states.
 
     Args:
         kind: the dataclass; fields that were not made by :func:`key` are left out.
         prefix: what stands before each field's name in YAML.
     """
-    return [
+    hashable: Any = kind
+    return _keys_of(hashable, prefix)
+
+
+@cache
+def _keys_of(kind: Any, prefix: str) -> tuple[Key, ...]:
+    return tuple(
         Key(prefix + stated.name, **stated.metadata)
         for stated in fields(kind)
         if "rule" in stated.metadata
-    ]
+    )
 
 
 def check_fields(settings: Any, prefix: str) -> None:
@@ -107,30 +136,41 @@ def whole(at_least: int, at_most: int = LARGEST) -> Rule:
 
 
 def number(
-    above: float | None = None, at_least: float | None = None, below: float | None = None
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
 ) -> Rule:
-    """A finite number within bounds."""
+    """A finite number within bounds; True and False are none."""
     bounds = [
         f"{words} {bound:g}"
-        for words, bound in (("above", above), ("of at least", at_least), ("below", below))
+        for words, bound in (
+            ("above", above),
+            ("of at least", at_least),
+            ("below", below),
+            ("at most", at_most),
+        )
         if bound is not None
     ]
 
     def accepts(value: Any) -> bool:
         return (
-            type(value) in (int, float)
-            and math.isfinite(value)
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and -sys.float_info.max <= value <= sys.float_info.max  # neither infinite nor NaN
             and (above is None or value > above)
             and (at_least is None or value >= at_least)
             and (below is None or value < below)
+            and (at_most is None or value <= at_most)
         )
 
-    return Rule("float", f"a number {' and '.join(bounds)}".strip(), accepts)
+    allowed = " ".join(["a number", " and ".join(bounds)]) if bounds else "a finite number"
+    return Rule("float", allowed, accepts)
 
 
 def one_of(*values: Any) -> Rule:
     """One of some values, of exactly their types."""
-    listed = ", ".join(map(str, values[:-1])) + f" or {values[-1]}"
+    listed = " or ".join(filter(None, [", ".join(map(str, values[:-1])), str(values[-1])]))
     kind = "bool or str" if any(isinstance(value, bool) for value in values) else "str"
     return Rule(
         kind,
@@ -171,14 +211,94 @@ def list_of(rule: Rule, distinct: bool = False) -> Rule:
     )
 
 
+def mapping_of(rules: Mapping[str, Rule], required: Sequence[str] = ()) -> Rule:
+    """A mapping of names to what the rule of each name allows.
+
+    Args:
+        rules: by name; other names are wrong.
+        required: names that must be there.
+    """
+    parts = "; ".join(f"{name}: {rule.allowed}" for name, rule in rules.items())
+    needed = f", of which {', '.join(required)} must be there" if required else ""
+    return Rule(
+        "dict",
+        f"a mapping ({parts}{needed})",
+        lambda value: (
+            MAPPING.accepts(value)
+            and set(required) <= set(value) <= set(rules)
+            and all(rules[name].accepts(held) for name, held in value.items())
+        ),
+    )
+
+
+def mapping_to(rule: Rule) -> Rule:
+    """A mapping of any names to what ``rule`` allows."""
+    return Rule(
+        "dict",
+        f"a mapping of names to {rule.allowed}",
+        lambda value: (
+            MAPPING.accepts(value)
+            and all(TEXT.accepts(name) and rule.accepts(held) for name, held in value.items())
+        ),
+    )
+
+
+def any_of(*rules: Rule) -> Rule:
+    """What one of some rules allows."""
+    return Rule(
+        " or ".join(rule.kind for rule in rules),
+        ", or ".join(rule.allowed for rule in rules),
+        lambda value: any(rule.accepts(value) for rule in rules),
+    )
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that every file, tokenizer and table can hold.
+
+    U+0000 ends a text in C and marks the place of titles in prompts; a half of a surrogate pair
+    is no character.
+    """
+    return isinstance(value, str) and NO_TEXT.search(value) is None
+
+
+def _is_path(value: Any) -> bool:
+    return (
+        TEXT.accepts(value)
+        and len(value.encode()) <= LONGEST_PATH
+        and all(len(part.encode()) <= LONGEST_NAME for part in value.split("/"))
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(is_text, value)) and all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool) or is_text(value) or number().accepts(value)
+
+
+WORDING = Rule(  # unlike TEXT it may be empty or blank
+    "str", "a text (in quotes where it looks like a number), without U+0000", is_text
+)
 TEXT = Rule(
     "str",
     "a text (in quotes where it looks like a number), not empty and without U+0000",
-    lambda value: isinstance(value, str) and value.strip() != "" and "\0" not in value,
+    lambda value: is_text(value) and value.strip() != "",
+)
+PATH = Rule(
+    "str",
+    f"a path: a text, not empty, without U+0000, of at most {LONGEST_PATH} bytes and "
+    f"{LONGEST_NAME} a part",
+    _is_path,
+)
+NAME = Rule(
+    "str",
+    "a name: letters, digits and _, not beginning with a digit",
+    lambda value: isinstance(value, str) and value.isidentifier(),
 )
 SWITCH = Rule("bool", "True or False", lambda value: isinstance(value, bool))
 MAPPING = Rule(
     "dict",
-    "a mapping of keys to values",
-    lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
+    "a mapping of names to values, whose numbers are finite",
+    lambda value: isinstance(value, Mapping) and _is_plain(value),
 )

@@ -15,6 +15,8 @@ from typing import Any
 
 from recbole_llamarec.keys import (
     MAPPING,
+    NAME,
+    PATH,
     SWITCH,
     TEXT,
     Key,
@@ -32,6 +34,7 @@ from recbole_llamarec.ranking.model.adapter import LoraSettings
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings
 from recbole_llamarec.ranking.prompt.template import PromptTemplate
 from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_names
+from recbole_llamarec.recbole_keys import RUN_RULES, wrong_values
 from recbole_llamarec.settings_checks import REMOVED, contradictions, removed_values
 from recbole_llamarec.training_keys import TrainingKeys, TuningKeys
 
@@ -69,12 +72,12 @@ class LlamaRecSettings(TuningKeys):
         "Item {token}", TEXT, "Text of an item without text; {token} is its id."
     )
 
-    retriever: str = key("LRURec", TEXT, "Any of RecBole's sequential recommenders, by class name.")
+    retriever: str = key("LRURec", NAME, "Any of RecBole's sequential recommenders, by class name.")
     retriever_config: Mapping[str, Any] | None = key(
         None, optional(MAPPING), "RecBole keys on top of the retriever's own defaults."
     )
     retriever_checkpoint: str | None = key(
-        None, optional(TEXT), "A checkpoint of this retriever on this data; ~ trains it."
+        None, optional(PATH), "A checkpoint of this retriever on this data; ~ trains it."
     )
 
     ranking_method: str = key(
@@ -89,13 +92,13 @@ class LlamaRecSettings(TuningKeys):
     )
     likelihood_temperature: float = key(
         7,
-        number(above=0),
+        number(above=1e-3, at_most=1e6),
         "Log-likelihoods (in nats) are divided by it, so that an untuned model is about as sure of "
         "its scores as they are right.",
     )
     likelihood_prior: float = key(
         0.75,
-        number(at_least=0),
+        number(at_least=0, at_most=1e3),
         "Share of a title's log-likelihood behind the heading alone that is subtracted, since some "
         "titles are likely anywhere.",
     )
@@ -121,7 +124,7 @@ class LlamaRecSettings(TuningKeys):
     rerank_candidates: int = key(20, whole(2), "Candidates that are ranked again, K.")
     rerank_fusion: str | float | None = key(
         "auto",
-        optional(either("auto", number(at_least=0))),
+        optional(either("auto", number(at_least=0, at_most=1e6))),
         "How scorers are joined with the retriever. auto: their weights are fitted on validation; "
         "a scorer with weight 0 is asked in a test alone, for its rows of the table. A number: "
         "weight of the ranker's log-probabilities beside the retriever's, where it is the only "
@@ -144,7 +147,9 @@ class LlamaRecSettings(TuningKeys):
     )
 
     prompt: PromptTemplate = field(default_factory=PromptTemplate)
-    prompt_max_history: int = key(10, whole(0), "Most recent items shown; the paper shows 20.")
+    prompt_max_history: int = key(
+        10, whole(0, 1000), "Most recent items shown; the paper shows 20."
+    )
     prompt_max_title_tokens: int = key(32, whole(1), "Longer titles are cut.")
     prompt_max_tokens: int | None = key(
         None,
@@ -168,7 +173,7 @@ class LlamaRecSettings(TuningKeys):
     lora: LoraSettings = field(default_factory=LoraSettings)
     lora_adapter: str | None = key(
         None,
-        optional(TEXT),
+        optional(PATH),
         "PEFT directory that the adapter starts from, with its own lora_r, lora_alpha and modules; "
         "~ starts from a new one.",
     )
@@ -195,22 +200,26 @@ class LlamaRecSettings(TuningKeys):
         return self.has_ranker or self.evidence_items > 0 or bool(self.scorers)
 
     @classmethod
-    def from_config(cls, config: Any) -> LlamaRecSettings:
+    def from_config(cls, config: Any, finds_model: bool = True) -> LlamaRecSettings:
         """Read and check every key; all errors are reported together.
 
         Args:
             config: gives a key's value by ``config[key]``, ``None`` where it is missing, and tells
                 by ``key in config`` whether it is there. A key that is not takes its default, so
                 that checkpoints of older versions can be read.
+            finds_model: whether the language model's files are looked for.
 
         Raises:
-            ValueError: names each wrong key, the value found, and what is allowed.
+            ValueError: names each wrong key, RecBole's among them, the value found, and what is
+                allowed.
         """
         values = {stated.name: _value(config, stated) for stated in all_keys()}
+        of_recbole = {name: config[name] for name in RUN_RULES if name in config}
         wrong = removed_values(config)
         for stated in all_keys():
             if error := stated.error(values[stated.name]):
                 wrong.setdefault(stated.name, error)
+        wrong = wrong_values(of_recbole, RUN_RULES) | wrong
         errors = list(wrong.values())
         groups: dict[str, Any] = {}
         for prefix, kind in GROUPS.items():
@@ -221,9 +230,11 @@ class LlamaRecSettings(TuningKeys):
                     groups[prefix.removesuffix("_")] = kind(**given)
                 except ValueError as error:
                     errors += str(error).splitlines()
-        right = {name: value for name, value in values.items() if name not in wrong}
-        of_recbole = {name: config[name] for name in ("eval_args", "metrics", "topk")}
-        _raise(errors + contradictions(right | groups | of_recbole))
+        right = {n: value for n, value in (of_recbole | values).items() if n not in wrong}
+        checked = right | groups
+        if not finds_model:
+            checked.pop("llm", None)
+        _raise(errors + contradictions(checked))
         return cls(**{stated.name: values[stated.name] for stated in keys_of(cls)}, **groups)
 
 
@@ -236,7 +247,7 @@ def _value(config: Any, stated: Key) -> Any:
 def all_keys() -> list[Key]:
     """Every key that is stated: RecBole's training keys, then LlamaRec's in the files' order."""
     ours = {stated.name: [stated] for stated in keys_of(LlamaRecSettings)}
-    groups = {prefix.removesuffix("_"): keys_of(kind, prefix) for prefix, kind in GROUPS.items()}
+    groups = {prefix.removesuffix("_"): [*keys_of(kind, prefix)] for prefix, kind in GROUPS.items()}
     stated_by = ours | groups
     in_order = [stated for held in fields(LlamaRecSettings) for stated in stated_by[held.name]]
     return [*keys_of(TrainingKeys), *in_order]

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from itertools import combinations
 from typing import Any
 
-from recbole_llamarec.data.item_text import format_fields
+from recbole.evaluator.register import metric_types
+from recbole.utils import EvaluatorType
+
+from recbole_llamarec.data.item_text import check_fallback, format_fields
+from recbole_llamarec.integration.configs import sequential_model_class
+from recbole_llamarec.integration.known import rules_of
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings, check_language_model
 from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_class_of, ranker_names
 from recbole_llamarec.ranking.verbalizer import default_labels
+from recbole_llamarec.recbole_keys import RULES, wrong_values
 
 
 def _other_than(*harmless: Any) -> Callable[[Any], bool]:
@@ -85,33 +93,50 @@ def contradictions(values: Mapping[str, Any]) -> list[str]:
     """The errors of all checks.
 
     Args:
-        values: by key those that are right by themselves; the group ``llm``; and RecBole's
-            ``eval_args``, ``metrics`` and ``topk``.
+        values: by key those that are right by themselves, RecBole's among them; the group ``llm``
+            where its files are to be looked for.
     """
     errors = []
     for check in CHECKS:
-        names = inspect.signature(check).parameters
-        if names.keys() <= values.keys():
+        names = _parameters(check)
+        if names <= values.keys():
             errors += check(**{name: values[name] for name in names})
     return errors
 
 
-def _ranks_the_whole_catalogue(eval_args: Mapping[str, Any] | None) -> list[str]:
-    if not eval_args or set(eval_args["mode"].values()) == {"full"}:
+@cache
+def _parameters(check: Callable[..., list[str]]) -> frozenset[str]:
+    return frozenset(inspect.signature(check).parameters)
+
+
+def _ranks_the_whole_catalogue(eval_args: Mapping[str, Any]) -> list[str]:
+    mode = eval_args.get("mode", "full")
+    if mode == "full" or (isinstance(mode, Mapping) and set(mode.values()) <= {"full"}):
         return []
     return [
-        f"eval_args: mode {eval_args['mode']!r} samples the items to rank; LlamaRec ranks the "
+        f"eval_args: mode {mode!r} samples the items to rank; LlamaRec ranks the "
         "whole catalogue. Set mode: full."
     ]
 
 
+def metrics_are_of_rankings(metrics: str | Sequence[str]) -> list[str]:
+    """A ranking of the whole catalogue has no metric of single values."""
+    names = [metrics] if isinstance(metrics, str) else metrics
+    if metric_types[names[0].lower()] == EvaluatorType.RANKING:
+        return []
+    ranking = [name for name, kind in metric_types.items() if kind == EvaluatorType.RANKING]
+    return [
+        f"metrics: {metrics!r} compares scores of labelled rows, but with eval_args mode: full the "
+        f"whole catalogue is ranked. Use metrics of rankings: {', '.join(sorted(ranking))}."
+    ]
+
+
 def _valid_metric_is_computed(
-    valid_metric: str, metrics: Sequence[str] | None, topk: Sequence[int] | None
+    valid_metric: str, metrics: str | Sequence[str], topk: int | Sequence[int]
 ) -> list[str]:
     """RecBole would fail on this after the first epoch."""
-    if not metrics or not topk:
-        return []
-    known = [f"{metric}@{k}" for metric in metrics for k in topk]
+    names = [metrics] if isinstance(metrics, str) else metrics
+    known = [f"{name}@{k}" for name in names for k in ([topk] if isinstance(topk, int) else topk)]
     if valid_metric.lower() in [name.lower() for name in known]:
         return []
     return [
@@ -125,14 +150,29 @@ def _item_text_can_be_made(item_text_format: str) -> list[str]:
 
 
 def _fallback_can_be_made(item_text_fallback: str) -> list[str]:
-    try:
-        item_text_fallback.format(token="1")
-    except (ValueError, LookupError, AttributeError):
-        return [
-            f"item_text_fallback: {item_text_fallback!r} may have {{token}} alone in braces, which "
-            "stands for the item's id; write a literal brace twice."
-        ]
-    return []
+    return _fault_of(check_fallback, item_text_fallback)
+
+
+def _fields_differ(
+    USER_ID_FIELD: str, ITEM_ID_FIELD: str, TIME_FIELD: str, ITEM_LIST_LENGTH_FIELD: str
+) -> list[str]:
+    """RecBole would write one column over the other."""
+    return [
+        f"{one}: {field!r} is the field of {other} too; name another one."
+        for (one, field), (other, same) in combinations(locals().items(), 2)
+        if field == same
+    ]
+
+
+def _retriever_is_sequential(retriever: str) -> list[str]:
+    return _fault_of(sequential_model_class, retriever)
+
+
+def _retriever_has_right_values(
+    retriever: str, retriever_config: Mapping[str, Any] | None
+) -> list[str]:
+    rules = {**RULES, **rules_of(retriever)}
+    return list(wrong_values(retriever_config or {}, rules, "retriever_config: ").values())
 
 
 def _candidates_are_drawn_from_enough(
@@ -200,9 +240,13 @@ def _language_model_can_be_loaded(ranking_method: str, llm: LanguageModelSetting
 
 CHECKS: tuple[Callable[..., list[str]], ...] = (
     _ranks_the_whole_catalogue,
+    metrics_are_of_rankings,
+    _fields_differ,
     _valid_metric_is_computed,
     _item_text_can_be_made,
     _fallback_can_be_made,
+    _retriever_is_sequential,
+    _retriever_has_right_values,
     _candidates_are_drawn_from_enough,
     _ranker_has_the_loss,
     _labels_are_enough,

@@ -6,37 +6,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_llamarec.keys import MAPPING, TEXT, Rule, key, number, one_of, optional, whole
-
-LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
-LEARNER = Rule(
-    "str",
-    f"one of RecBole's optimizers: {', '.join(LEARNERS)}",
-    lambda value: isinstance(value, str) and value.lower() in LEARNERS,
-)
+from recbole_llamarec.keys import PATH, TEXT, key, number, one_of, optional, whole
+from recbole_llamarec.recbole_keys import RULES
 
 
 @dataclass(frozen=True)
 class TrainingKeys:
     """RecBole's training keys that LlamaRec gives other defaults; RecBole reads them itself."""
 
-    epochs: int = key(1, whole(0), "Passes over the training samples. 0 ranks without tuning.")
-    train_batch_size: int = key(16, whole(1), "Samples of one optimizer step.")
-    learner: str = key("adamw", LEARNER, "RecBole's name of the optimizer.")
-    learning_rate: float = key(1e-4, number(above=0), "Learning rate; the default is the paper's.")
-    weight_decay: float = key(0.0, number(at_least=0), "Weight decay of the optimizer.")
+    epochs: int = key(
+        1, RULES["epochs"], "Passes over the training samples. 0 ranks without tuning."
+    )
+    train_batch_size: int = key(16, RULES["train_batch_size"], "Samples of one optimizer step.")
+    learner: str = key("adamw", RULES["learner"], "RecBole's name of the optimizer.")
+    learning_rate: float = key(
+        1e-4, RULES["learning_rate"], "Learning rate; the default is the paper's."
+    )
+    weight_decay: float = key(0.0, RULES["weight_decay"], "Weight decay of the optimizer.")
     clip_grad_norm: Mapping[str, Any] | None = key(
         {"max_norm": 1.0},
-        optional(MAPPING),
-        "Largest norm of the adapter's gradient; ~ does not clip.",
+        RULES["clip_grad_norm"],
+        "Largest norm of the adapter's gradient, and torch's further arguments of clip_grad_norm_; "
+        "~ does not clip.",
     )
-    stopping_step: int = key(20, whole(0), "Validations without improvement before tuning stops.")
+    stopping_step: int = key(
+        20, RULES["stopping_step"], "Validations without improvement before tuning stops."
+    )
     valid_metric: str = key(
-        "NDCG@10", TEXT, "Metric that chooses the best state of the retriever and of the adapter."
+        "NDCG@10",
+        RULES["valid_metric"],
+        "Metric that chooses the best state of the retriever and of the adapter.",
     )
     train_neg_sample_args: Mapping[str, Any] | None = key(
         None,
-        optional(MAPPING),
+        RULES["train_neg_sample_args"],
         "RecBole's loaders draw no negatives; the ranker's come from train_candidates.",
     )
 
@@ -93,13 +96,13 @@ class TuningKeys:
     )
     save_every_minutes: float = key(
         10,
-        number(above=0),
+        number(above=0, at_most=1e6),
         "Minutes after which the state of a run is written at the latest; it is also written at "
         "each validation.",
     )
     resume: str | None = key(
         None,
-        optional(TEXT),
+        optional(PATH),
         "Checkpoint (saved/….pth) of an interrupted run to go on with; ~ takes up an interrupted "
         "run of exactly these settings, if checkpoint_dir holds one.",
     )

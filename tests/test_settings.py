@@ -9,6 +9,7 @@ import yaml
 from helpers import ROOT
 
 from recbole_llamarec.ranking.protocol import ranker_class_of, register_ranker
+from recbole_llamarec.recbole_keys import RUN_RULES
 from recbole_llamarec.settings import (
     LlamaRecSettings,
     all_keys,
@@ -178,7 +179,7 @@ def test_a_wrong_key_is_not_compared_with_others():
 
 
 def test_checks_compare_keys_that_exist():
-    known = {stated.name for stated in all_keys()} | {"llm", "eval_args", "metrics", "topk"}
+    known = {stated.name for stated in all_keys()} | {"llm", *RUN_RULES}
     for check in CHECKS:
         assert inspect.signature(check).parameters.keys() <= known
 

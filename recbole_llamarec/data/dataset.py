@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,8 @@ from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureType
 
 from recbole_llamarec.data.item_text import format_fields, format_item_text, item_texts
+from recbole_llamarec.keys import shown
+from recbole_llamarec.recbole_data_keys import DATA_RULES
 
 
 class LlamaRecDataset(SequentialDataset):
@@ -26,6 +30,15 @@ class LlamaRecDataset(SequentialDataset):
 
     inter_feat: Any  # DataFrames while the data are prepared, Interactions afterwards
     item_feat: Any
+
+    def __init__(self, config):
+        with _naming_settings(config):
+            super().__init__(config)
+
+    def build(self):
+        """RecBole's split into data sets of training, validation and test."""
+        with _naming_settings(self.config):
+            return super().build()
 
     def _data_filtering(self):
         if self.time_field not in self.inter_feat:
@@ -133,3 +146,25 @@ class LlamaRecDataset(SequentialDataset):
                 f"item_text_missing: drop removed {n_items - len(self.item_feat)} items without "
                 f"text, and {n_inters - len(self.inter_feat)} interactions with items without text"
             )
+
+
+@contextmanager
+def _naming_settings(config: Any) -> Iterator[None]:
+    """Within, what RecBole cannot do with a data set names the settings that it was given for it.
+
+    Raises:
+        ValueError: for any error that does not name a key by itself.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise  # they name the file
+    except Exception as error:  # whatever a column that is none, or no row that is left, comes to
+        given = {key: config[key] for key in config.external_config_dict if key in DATA_RULES}
+        if not given or any(f"{key}:" in str(error) for key in (*DATA_RULES, "item_text_format")):
+            raise
+        settings = "; ".join(f"{key}: {shown(value)}" for key, value in given.items())
+        raise ValueError(
+            f"RecBole cannot read the data set {config['dataset']!r} as these keys say "
+            f"({type(error).__name__}: {error}). Compare them with its files: {settings}."
+        ) from error

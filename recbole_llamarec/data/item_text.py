@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from string import Formatter
 
+from recbole_llamarec.keys import shown
+
 EMPTY_BRACKETS = re.compile(r"\(\s*\)|\[\s*\]|\{\s*\}")
 
 
@@ -25,12 +27,34 @@ def format_fields(item_text_format: str) -> tuple[str, ...]:
             "names in braces, such as '{movie_title} ({release_year})'."
         ) from error
     fields = tuple(dict.fromkeys(name for _, name, _, _ in parsed if name is not None))
-    if not fields or not all(name.isidentifier() for name in fields):
+    is_plain = not any(spec or conversion for _, _, spec, conversion in parsed)
+    if not fields or not is_plain or not all(name.isidentifier() for name in fields):
         raise ValueError(
             f"item_text_format: {item_text_format!r} must name at least one item field in braces, "
             "each by its plain name, such as '{movie_title} ({release_year})'."
         )
     return fields
+
+
+def check_fallback(fallback: str) -> None:
+    """Check the text of items without one.
+
+    Args:
+        fallback: may have ``{token}`` in it, for the item's token.
+
+    Raises:
+        ValueError: there is something else in braces.
+    """
+    try:
+        parts = [part for _, *part in Formatter().parse(fallback)]
+        is_right = all(part in (["token", "", None], [None, None, None]) for part in parts)
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise ValueError(
+            f"item_text_fallback: {shown(fallback)} may have {{token}} alone in braces, which "
+            "stands for the item's id; write a literal brace twice."
+        )
 
 
 def format_item_text(item_text_format: str, values: Mapping[str, str]) -> str:

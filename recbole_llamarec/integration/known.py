@@ -6,8 +6,16 @@ Registration writes here and shims read here, so that neither imports the other.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import recbole
+import recbole.model.sequential_recommender as sequential_recommenders
+import yaml
+from recbole.config import Config
+
+from recbole_llamarec.keys import MAPPING, SWITCH, TEXT, Rule, number
 
 PACKAGE = Path(__file__).resolve().parents[1]
 MODELS = {"LlamaRec": "recbole_llamarec.llamarec", "LRURec": "recbole_llamarec.retrieval.lrurec"}
@@ -37,3 +45,40 @@ def properties_file(kind: str, name: str) -> Path:
     installed = PACKAGE / "properties"
     root = installed if installed.is_dir() else PACKAGE.parent / "properties"
     return root / kind / f"{name}.yaml"
+
+
+def rules_of(model: str) -> Mapping[str, Rule]:
+    """Which values the own keys of a retriever may have.
+
+    Args:
+        model: its class's name.
+
+    Returns:
+        the class's ``rules`` where it states them, as LRURec does; else for each key of its default
+        settings what is of the default's kind.
+    """
+    stated = getattr(getattr(sequential_recommenders, model, None), "rules", None)
+    if stated is not None:
+        return stated
+    defaults = default_settings[model] if model in default_settings else _of_recbole(model)
+    return {name: rule for name, value in defaults.items() if (rule := _rule_like(value))}
+
+
+@cache
+def _of_recbole(model: str) -> Mapping[str, Any]:
+    """A model's own property file in RecBole."""
+    file = Path(recbole.__file__).parent / "properties" / "model" / f"{model}.yaml"
+    if not file.is_file():
+        return {}
+    loader = Config._build_yaml_loader(None)
+    return yaml.load(file.read_text(encoding="utf-8"), Loader=loader) or {}
+
+
+def _rule_like(value: Any) -> Rule | None:
+    if isinstance(value, bool):
+        return SWITCH
+    if isinstance(value, int | float):
+        return number()
+    if isinstance(value, str):
+        return TEXT
+    return MAPPING if isinstance(value, Mapping) else None

@@ -1,7 +1,7 @@
 """Functions of RecBole that are replaced in memory, each with its reason.
 
-Each replacement keeps the original that it replaces. The shims of data sets and of checkpoints are
-in ``data_shims`` and ``checkpoints``.
+Each replacement keeps the original that it replaces. The shims of data sets, of
+configurations and of checkpoints are in modules of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from recbole.utils import get_tensorboard as _recbole_get_tensorboard
 from recbole.utils import init_logger as _recbole_init_logger
 
 from recbole_llamarec.files import require_writable
-from recbole_llamarec.integration import checkpoints, data_shims, known
+from recbole_llamarec.integration import checkpoints, config_shims, data_shims, known
 
 _recbole_init_device = Config._init_device
 _recbole_update_internal_config_dict = Config._update_internal_config_dict
@@ -170,6 +170,7 @@ def install() -> None:
     # RecBole's SINE, which is imported with its other sequential models, switches autograd's
     # anomaly detection on for the whole process: LRURec's epochs take a third longer with it.
     torch.autograd.set_detect_anomaly(False)
+    config_shims.install()
     data_shims.install()
     checkpoints.install()
     _shim_ray()

@@ -32,7 +32,7 @@ def default_labels(n: int) -> tuple[str, ...]:
     """
     if not 2 <= n <= len(LETTERS):
         raise ValueError(
-            f"verbalizer_labels is not set and there are {n} candidates: the default labels A-Z, "
+            f"verbalizer_labels is not set and rerank_candidates is {n}: the default labels A-Z, "
             f"a-z serve 2 to {len(LETTERS)}; set verbalizer_labels to {n} distinct labels of one "
             "token each, or rank another number of candidates."
         )

@@ -7,10 +7,8 @@ N positions of all histories of a batch. Histories are laid end to end, so that 
 computed: most are far shorter than MAX_ITEM_LIST_LENGTH.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -18,67 +16,12 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_llamarec.keys import Rule
+from recbole_llamarec.retrieval.lrurec_settings import RULES, LRURecSettings
+
 # Logits of one piece of the loss, in numbers: 4 MB of float32. All of a batch at once cost a CPU
 # more than twice the time (1,500 positions x 12,085 items: 0.34 against 0.13 s).
 LOSS_CHUNK = 2**20
-
-
-@dataclass(frozen=True)
-class LRURecSettings:
-    """The model's part of RecBole's configuration; properties/model/LRURec.yaml explains the keys.
-
-    Raises:
-        ValueError: One message that lists every value out of range.
-    """
-
-    embedding_size: int
-    state_size: int
-    inner_size: int
-    n_layers: int
-    embedding_dropout_prob: float
-    dropout_prob: float
-    radius_min: float
-    radius_max: float
-    phase_max: float
-    layer_norm_eps: float
-    initializer_range: float
-    loss_type: str
-
-    @classmethod
-    def from_config(cls, config: Any) -> "LRURecSettings":
-        """Read the settings from a RecBole ``Config`` or any mapping of the same keys."""
-        return cls(**{name: config[name] for name in cls.__dataclass_fields__})
-
-    def __post_init__(self) -> None:
-        missing = [name for name, value in vars(self).items() if value is None]
-        if missing:
-            raise ValueError(
-                f"LRURec: {', '.join(missing)} not set; load properties/model/LRURec.yaml or set"
-                " them in the configuration"
-            )
-        errors = []
-
-        def check(name: str, kind: type, is_allowed: Callable[[Any], bool], allowed: str) -> None:
-            value = getattr(self, name)
-            if not isinstance(value, (int, kind)) or not is_allowed(value):
-                errors.append(f"{name} is {value!r}, allowed: {allowed}")
-
-        for name in ("embedding_size", "state_size", "inner_size", "n_layers"):
-            check(name, int, lambda value: value >= 1, "an integer of at least 1")
-        for name in ("embedding_dropout_prob", "dropout_prob"):
-            check(name, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
-        for name in ("radius_min", "radius_max"):
-            check(name, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
-        check("phase_max", float, lambda value: 0 < value <= 2 * math.pi, "above 0, to 2 pi")
-        for name in ("layer_norm_eps", "initializer_range"):
-            check(name, float, lambda value: value > 0, "a number above 0")
-        check("loss_type", str, lambda value: value == "CE", "'CE'")
-        if not errors and self.radius_min >= self.radius_max:
-            errors.append(
-                f"radius_min is {self.radius_min!r}, allowed: below radius_max, {self.radius_max!r}"
-            )
-        if errors:
-            raise ValueError("LRURec: " + "; ".join(errors))
 
 
 def linear_recurrence(decay: Tensor, inputs: Tensor, positions: Tensor) -> Tensor:
@@ -222,6 +165,7 @@ class LRURec(SequentialRecommender):
     """
 
     input_type = InputType.POINTWISE
+    rules: ClassVar[Mapping[str, Rule]] = RULES
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

@@ -21,6 +21,7 @@ from recbole_llamarec.integration.configs import (
     sequential_model_class,
 )
 from recbole_llamarec.integration.resume import State, resumable
+from recbole_llamarec.keys import shown
 from recbole_llamarec.tuning.curve import TrainingCurve
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,22 @@ def build_retriever(config, name: str, overrides: Mapping[str, Any], dataset):
         the retriever, an ``nn.Module``, and its ``Config``.
 
     Raises:
-        ValueError: no such retriever, it is not sequential, or an override is no key of it.
+        ValueError: no such retriever, it is not sequential, or an override is no key of it; or it
+            cannot be built as its keys say.
     """
     model_class = sequential_model_class(name)
-    derived = retriever_config(config, name, overrides)
-    report_retriever_keys(derived, overrides)
-    return model_class(derived, dataset).to(derived["device"]), derived
+    try:
+        derived = retriever_config(config, name, overrides)
+        report_retriever_keys(derived, overrides)
+        return model_class(derived, dataset).to(derived["device"]), derived
+    except Exception as error:  # RecBole's models check few of their values
+        if "retriever_config" in str(error):
+            raise
+        given = "; ".join(f"{key}: {shown(value)}" for key, value in overrides.items())
+        raise ValueError(
+            f"retriever: {name} cannot be built with retriever_config: {given or '~'} "
+            f"({type(error).__name__}: {error})."
+        ) from error
 
 
 def train_retriever(

@@ -150,7 +150,7 @@ class TuningLoop:
         ]
         loss = optimizer_step(
             ranker, encoded, samples.targets, self.plan.loss, self.optimizer, self.budget,
-            self.plan.clip_norm, bar.update,
+            self.plan.clipping, bar.update,
         )  # fmt: skip
         progress.step = step
         progress.losses.append(loss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ class TuningPlan:
         loss: of each sample.
         learning_rate: before the schedule.
         schedule: ``constant`` or ``cosine``.
-        clip_norm: largest norm of the gradient; ``None`` does not clip.
+        clipping: arguments of torch's ``clip_grad_norm_``; ``None`` does not clip.
         eval_steps: steps between validations; ``None`` validates at the end alone.
         validates: whether there is validation data.
         validates_untuned: whether to validate where there is no step.
@@ -36,7 +36,7 @@ class TuningPlan:
     loss: Loss
     learning_rate: float
     schedule: str
-    clip_norm: float | None
+    clipping: Mapping[str, Any] | None
     eval_steps: int | None
     validates: bool
     validates_untuned: bool
@@ -95,7 +95,7 @@ def tuning_plan(
         loss=ranker.losses[settings.train_loss],
         learning_rate=config["learning_rate"],
         schedule=settings.train_schedule,
-        clip_norm=(config["clip_grad_norm"] or {}).get("max_norm"),
+        clipping=config["clip_grad_norm"],
         eval_steps=settings.train_eval_steps,
         validates=validates,
         validates_untuned=not fusion_validates,

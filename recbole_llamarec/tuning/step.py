@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ def optimizer_step(
     loss: Loss,
     optimizer: torch.optim.Optimizer,
     budget: TokenBudget,
-    clip_norm: float | None = None,
+    clipping: Mapping[str, Any] | None = None,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> float:
     """One optimizer step on one batch, cut into passes whose gradients add up.
@@ -34,7 +35,7 @@ def optimizer_step(
         loss: of each sample.
         optimizer: over the adapter's weights.
         budget: tokens of one forward and backward pass.
-        clip_norm: largest norm of the gradient; ``None`` does not clip.
+        clipping: arguments of torch's ``clip_grad_norm_``; ``None`` does not clip.
         on_progress: is told the number of samples of each pass.
 
     Returns:
@@ -52,8 +53,8 @@ def optimizer_step(
     on_progress(len(encoded))
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     distributed.average_gradients([w.grad for w in weights if w.grad is not None])
-    if clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(weights, clip_norm)
+    if clipping:
+        torch.nn.utils.clip_grad_norm_(weights, **clipping)
     optimizer.step()
     return total
 

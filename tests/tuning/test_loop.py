@@ -48,7 +48,7 @@ class Tuning:
             "loss": self.scorer.ranker.losses["label"],
             "learning_rate": 0.02,
             "schedule": "cosine",
-            "clip_norm": 1.0,
+            "clipping": {"max_norm": 1.0},
             "eval_steps": 2,
             "validates": True,
             "validates_untuned": True,

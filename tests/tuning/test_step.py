@@ -152,7 +152,7 @@ def test_gradients_are_clipped_to_the_norm(scorer, batch):
     step(scorer, batch, 4000)
     plain = gradients_of(scorer)
     norm = torch.stack([gradient.norm() for gradient in plain]).norm()
-    step(scorer, batch, 4000, clip_norm=float(norm) / 2)
+    step(scorer, batch, 4000, clipping={"max_norm": float(norm) / 2})
     for gradient, other in zip(gradients_of(scorer), plain, strict=True):
         torch.testing.assert_close(gradient, other / 2, rtol=1e-3, atol=1e-6)
 
@@ -180,7 +180,8 @@ def test_steps_learn_and_touch_the_adapter_alone(tiny_llama, batch):
     budget = TokenBudget(4000, "train_batch_tokens")
     loss = scorer.ranker.losses["label"]
     losses = [
-        optimizer_step(scorer.ranker, *batch, loss, optimizer, budget, 1.0) for _ in range(25)
+        optimizer_step(scorer.ranker, *batch, loss, optimizer, budget, {"max_norm": 1.0})
+        for _ in range(25)
     ]
     assert losses[-1] < losses[0] - 0.3
     assert all(

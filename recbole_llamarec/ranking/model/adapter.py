@@ -77,7 +77,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, seed: int) -> PeftMode
         The wrapped model; only the adapter's weights require gradients.
 
     Raises:
-        ValueError: the model lacks a target module or a layer.
+        ValueError: the model lacks a target module or a layer, or is narrower than the rank.
     """
     from peft import LoraConfig
 
@@ -260,9 +260,11 @@ def _views(model: PeftModel) -> dict[str, Tensor]:
 def _check_targets(model: Any, settings: LoraSettings) -> None:
     from transformers.pytorch_utils import Conv1D
 
-    linear = [
-        name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))
-    ]
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+    }
     errors = []
     missing = [
         target
@@ -274,6 +276,16 @@ def _check_targets(model: Any, settings: LoraSettings) -> None:
         errors.append(
             f"lora_target_modules: {list(settings.target_modules)}: the model {_name(model)} has "
             f"no linear layer {missing}; it has {known}."
+        )
+    widths = [
+        module.nx if isinstance(module, Conv1D) else module.in_features
+        for name, module in linear.items()
+        if name.rpartition(".")[2] in settings.target_modules
+    ]
+    if widths and settings.r > min(widths):
+        errors.append(
+            f"lora_r: {settings.r} is beyond the width of the model {_name(model)}, whose layers "
+            f"to be adapted have {min(widths)} inputs; set it to at most that."
         )
     count = model.config.get_text_config().num_hidden_layers
     beyond = [layer for layer in settings.layers or () if layer >= count]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Formatter
 
-from recbole_llamarec.keys import Rule, check_fields, key
+from recbole_llamarec.keys import WORDING, check_fields, key
 
-TITLE_MARK = "\0"  # stands for a title while a layout is made; no template may contain it
+TITLE_MARK = "\0"  # stands for a title while a layout is made; keys.WORDING does not contain it
 
 PLACEHOLDERS = {  # field: (required, optional)
     "text": ({"history", "candidates"}, {"instruction"}),
@@ -17,14 +17,6 @@ PLACEHOLDERS = {  # field: (required, optional)
     "candidate_item": ({"label", "title"}, set()),
     "response": ({"label"}, set()),
 }
-
-
-# Unlike keys.TEXT it may be empty or a space, which is what prompt_separator is by default.
-WORDING = Rule(
-    "str",
-    "a text (in quotes where it looks like a number), without U+0000",
-    lambda value: isinstance(value, str) and TITLE_MARK not in value,
-)
 
 
 @dataclass(frozen=True)
