@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from recbole_llamarec.keys import (
@@ -167,10 +166,12 @@ class LlamaRecSettings(TuningKeys):
 
     lora: LoraSettings = field(default_factory=LoraSettings)
     lora_adapter: str | None = key(
-        None,
+        "auto",
         optional(TEXT),
-        "PEFT directory that the adapter starts from, with its own lora_r, lora_alpha and modules; "
-        "~ starts from a new one.",
+        "auto: an adapter of the package or of the user's cache that was trained on exactly this "
+        "training part, which is not tuned again; else a new one. A PEFT directory that the "
+        "adapter starts from, with its own lora_r, lora_alpha and modules. ~ starts from a new "
+        "one.",
     )
 
     def __post_init__(self) -> None:
@@ -178,11 +179,6 @@ class LlamaRecSettings(TuningKeys):
         for name in ("scorers", "verbalizer_labels"):
             if isinstance(getattr(self, name), list):  # as YAML gives it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-
-    @property
-    def adapter_directory(self) -> Path | None:
-        """The PEFT directory that the adapter starts from; ``None`` for a new adapter."""
-        return None if self.lora_adapter is None else Path(self.lora_adapter)
 
     @property
     def has_ranker(self) -> bool:

@@ -13,6 +13,7 @@ from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, init_seed
 
 from recbole_llamarec import distributed
+from recbole_llamarec.adapters.of_run import card_of_run
 from recbole_llamarec.data.seen import items_to_mask
 from recbole_llamarec.evaluation.metrics import only_rank_metrics
 from recbole_llamarec.evaluation.passes import PassRecords
@@ -105,11 +106,11 @@ class LlamaRecTrainer(Trainer):
                 with self.journal.timed("tuning the ranker"):
                     self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
                 if saved:
-                    self._save_both(verbose)
+                    self._save_both(train_data, verbose)
             with self.journal.timed("fusion"):
                 self._fuse(valid_data, show_progress)
             if saved:
-                self._save_both(verbose)
+                self._save_both(train_data, verbose)
         if callback_fn and self.journal.validation and not self.journal.ranker.scores:
             callback_fn(0, self.best_valid_score)
         self._add_hparam_to_tensorboard(self.best_valid_score)
@@ -186,7 +187,7 @@ class LlamaRecTrainer(Trainer):
         loop = TuningLoop(
             scorer,
             samples,
-            tuning_plan(samples, scorer.ranker, self.settings, self.config, bool(valid_data)),
+            tuning_plan(samples, scorer, self.settings, self.config, bool(valid_data)),
             self._build_optimizer(params=weights),
             TokenBudget(self.settings.train_batch_tokens, "train_batch_tokens"),
             validate,
@@ -240,13 +241,13 @@ class LlamaRecTrainer(Trainer):
         self.model.fusion, self.journal.validation = fusion, validation
         self._files.put("fusion", {"fusion": fusion.state(), "validation": validation})
 
-    def _save_both(self, verbose: bool) -> None:
+    def _save_both(self, train_data, verbose: bool) -> None:
         """RecBole's one file, and the adapter beside it as a PEFT directory."""
         self._save_checkpoint(self.epochs - 1, verbose=verbose)
-        if self.language_model is not None and distributed.is_first():
+        if (scorer := self.language_model) is not None and distributed.is_first():
             directory = Path(self.saved_model_file).with_suffix(".adapter")
-            model: Any = self.language_model.ranker.model
-            save_adapter(model, directory)
+            card = card_of_run(scorer, train_data.dataset, self.journal, self.config)
+            save_adapter(scorer.ranker.model, directory, card.files())
             if verbose:
                 self.logger.info(f"Saving the adapter in PEFT's format: {directory}")
         distributed.barrier()

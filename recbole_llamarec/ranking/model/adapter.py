@@ -229,12 +229,13 @@ def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = Fals
         ) from error
 
 
-def save_adapter(model: PeftModel, directory: str | Path) -> None:
+def save_adapter(model: Any, directory: str | Path, texts: Mapping[str, str] | None = None) -> None:
     """Write the adapter as a PEFT directory, which appears whole or not at all.
 
     Args:
         model: model with an adapter.
         directory: made with its parents; an adapter already there is replaced.
+        texts: further files by name, such as its card.
 
     Raises:
         FileExistsError: the directory holds something else, which would be lost.
@@ -242,6 +243,8 @@ def save_adapter(model: PeftModel, directory: str | Path) -> None:
     with replacing(Path(directory).expanduser()) as staging:
         # The default of save_embedding_layers would ask the hub for the base model's config.
         model.save_pretrained(str(staging), save_embedding_layers=False)
+        for name, text in (texts or {}).items():
+            (staging / name).write_text(text, encoding="utf-8")
 
 
 def _views(model: PeftModel) -> dict[str, Tensor]:

@@ -1,0 +1,53 @@
+"""The card of the adapter that a run has tuned."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from recbole_llamarec.adapters.card import (
+    AdapterCard,
+    prompt_settings,
+    read_card,
+    training_part_digest,
+)
+from recbole_llamarec.adapters.find import AUTO
+
+
+def card_of_run(scorer: Any, dataset: Any, journal: Any, config: Any) -> AdapterCard:
+    """Describe a run's adapter as it is now; one that was found keeps its card.
+
+    An adapter that started from another one has been tuned on that one's samples too.
+
+    Args:
+        scorer: the ``LanguageModel`` of the run.
+        dataset: the training part, a RecBole data set.
+        journal: what the run's trainer has recorded.
+        config: RecBole's ``Config`` of the run.
+    """
+    if scorer.card is not None:
+        return scorer.card
+    settings = scorer.settings
+    start = None
+    if settings.lora_adapter not in (None, AUTO):
+        start = read_card(Path(settings.lora_adapter))
+    seconds = journal.seconds.get("tuning the ranker", 0.0)
+    samples = len(journal.ranker.losses) * config["train_batch_size"]
+    return AdapterCard(
+        dataset=dataset.dataset_name,
+        training_part=training_part_digest(dataset),
+        language_model=scorer.ranker.model.base_model.model.name_or_path,
+        prompts=prompt_settings(settings),
+        samples=samples + (start.samples if start else 0),
+        seed=config["seed"],
+        hours=round(seconds / 3600 + (start.hours if start else 0), 3),
+        command=" ".join(["python", *map(_without_folder, sys.argv)]),
+        curve={str(step): score for step, score in journal.ranker.scores.items()},
+        validation=journal.validation,
+    )
+
+
+def _without_folder(argument: str) -> str:
+    """An argument without the folders of an absolute path, which are the machine's alone."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
