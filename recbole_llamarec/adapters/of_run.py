@@ -1,4 +1,4 @@
-"""The card of the adapter that a run has tuned."""
+"""Saving the adapter that a run has tuned, with its card."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from recbole_llamarec.adapters.card import (
     training_part_digest,
 )
 from recbole_llamarec.adapters.find import AUTO
+from recbole_llamarec.ranking.model.adapter import save_adapter
 
 
 def card_of_run(scorer: Any, dataset: Any, journal: Any, config: Any) -> AdapterCard:
@@ -46,6 +47,12 @@ def card_of_run(scorer: Any, dataset: Any, journal: Any, config: Any) -> Adapter
         curve={str(step): score for step, score in journal.ranker.scores.items()},
         validation=journal.validation,
     )
+
+
+def save_with_card(scorer: Any, dataset: Any, journal: Any, config: Any, directory: Path) -> None:
+    """Save a run's adapter as a PEFT directory with its card; arguments as :func:`card_of_run`."""
+    card = card_of_run(scorer, dataset, journal, config)
+    save_adapter(scorer.ranker.model, directory, card.files())
 
 
 def _without_folder(argument: str) -> str:
