@@ -142,16 +142,8 @@ def number(
     at_most: float | None = None,
 ) -> Rule:
     """A finite number within bounds; True and False are none."""
-    bounds = [
-        f"{words} {bound:g}"
-        for words, bound in (
-            ("above", above),
-            ("of at least", at_least),
-            ("below", below),
-            ("at most", at_most),
-        )
-        if bound is not None
-    ]
+    limits = {"above": above, "of at least": at_least, "below": below, "at most": at_most}
+    bounds = [f"{words} {bound:g}" for words, bound in limits.items() if bound is not None]
 
     def accepts(value: Any) -> bool:
         return (

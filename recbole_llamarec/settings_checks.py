@@ -61,7 +61,7 @@ REMOVED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "lora_adapter": (
         _one_of("shipped"),
-        "no adapter comes with the package. Set it to ~ or to a PEFT directory",
+        "set it to auto, which finds the adapter that was trained on the run's training part",
     ),
     "train_candidates": (_one_of("mixed"), "set it to random or retriever"),
     "train_loss": (

@@ -13,13 +13,13 @@ from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, init_seed
 
 from recbole_llamarec import distributed
+from recbole_llamarec.adapters.of_run import save_with_card
 from recbole_llamarec.data.seen import items_to_mask
 from recbole_llamarec.evaluation.metrics import only_rank_metrics
 from recbole_llamarec.evaluation.passes import PassRecords
 from recbole_llamarec.evaluation.table import EvaluationReport, TestedRun, evaluation_report
 from recbole_llamarec.evaluation.validation import fit_on_validation
 from recbole_llamarec.integration.configs import random_rows
-from recbole_llamarec.ranking.model.adapter import save_adapter
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
 from recbole_llamarec.scoring.fusion import Fusion
@@ -187,7 +187,7 @@ class LlamaRecTrainer(Trainer):
         loop = TuningLoop(
             scorer,
             samples,
-            tuning_plan(samples, scorer.ranker, self.settings, self.config, bool(valid_data)),
+            tuning_plan(samples, scorer, self.settings, self.config, bool(valid_data)),
             self._build_optimizer(params=weights),
             TokenBudget(self.settings.train_batch_tokens, "train_batch_tokens"),
             validate,
@@ -224,7 +224,7 @@ class LlamaRecTrainer(Trainer):
             self.journal.validation = state["validation"]
         else:
             self._fit_fusion(valid_data, show_progress)
-        final = list(self.journal.validation.values())[-1]
+        *_, final = self.journal.validation.values()
         self.best_valid_result = {**(self.best_valid_result or {}), **final}
         if self.valid_metric.lower() in final:
             self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
@@ -235,8 +235,8 @@ class LlamaRecTrainer(Trainer):
         names = self.model.scorer_names
         with self._scoring("fusion", show_progress, skip_misses=True, all_scorers=True) as current:
             super().evaluate(subset, load_best_model=False)
-        own = current.records(self.settings.rerank_candidates, names)
-        every = own.of_all_processes(len(subset.dataset))
+        records = current.records(self.settings.rerank_candidates, names)
+        every = records.of_all_processes(len(subset.dataset))
         fusion, validation = fit_on_validation(every, names, self.settings.retriever, self.config)
         self.model.fusion, self.journal.validation = fusion, validation
         self._files.put("fusion", {"fusion": fusion.state(), "validation": validation})
@@ -244,9 +244,9 @@ class LlamaRecTrainer(Trainer):
     def _save_both(self, verbose: bool, finished: bool) -> None:
         """RecBole's one file, and the adapter beside it as a PEFT directory."""
         self._save_checkpoint(self.epochs - 1, verbose=verbose, finished=finished)
-        if self.language_model is not None and distributed.is_first():
+        if (scorer := self.language_model) is not None and distributed.is_first():
             directory = Path(self.saved_model_file).with_suffix(".adapter")
-            save_adapter(self.language_model.ranker.model, directory)
+            save_with_card(scorer, self.journal, self.config, directory)
             if verbose:
                 self.logger.info(f"Saving the adapter in PEFT's format: {directory}")
         distributed.barrier()

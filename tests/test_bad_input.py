@@ -14,7 +14,8 @@ from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import load_data_and_model
 from recbole.utils import get_model, get_trainer
 
-from recbole_llamarec.ranking.model.adapter import LoraSettings, add_adapter, save_adapter
+from recbole_llamarec.ranking.model.adapter import add_adapter, save_adapter
+from recbole_llamarec.ranking.model.lora import LoraSettings
 
 
 @pytest.fixture(autouse=True)

@@ -69,7 +69,7 @@ def test_the_defaults_are_the_papers_where_they_do_not_cost_hours():
     assert settings.lora.target_modules == ("q_proj", "v_proj")
     assert (settings.prompt_max_history, settings.prompt_max_title_tokens) == (10, 32)
     assert settings.retriever == "LRURec" and settings.retriever_config == {}
-    assert settings.adapter_directory is None
+    assert settings.lora_adapter == "auto"
 
 
 def test_keys_that_a_config_does_not_contain_take_their_defaults():

@@ -6,8 +6,9 @@ import pytest
 import torch
 from runs import language_model_of, pools_of, randomise_adapter
 
-from recbole_llamarec.ranking.model.adapter import LoraSettings, adapter_state, save_adapter
+from recbole_llamarec.ranking.model.adapter import adapter_state, save_adapter
 from recbole_llamarec.ranking.model.batching import TokenBudget
+from recbole_llamarec.ranking.model.lora import LoraSettings
 from recbole_llamarec.ranking.rank import rank_all
 from recbole_llamarec.scoring.scorer import Rows
 

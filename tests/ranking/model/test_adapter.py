@@ -9,7 +9,6 @@ from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 from transformers.models.gpt2 import GPT2LMHeadModel
 
 from recbole_llamarec.ranking.model.adapter import (
-    LoraSettings,
     adapter_config,
     adapter_state,
     add_adapter,
@@ -19,6 +18,7 @@ from recbole_llamarec.ranking.model.adapter import (
     restore_adapter,
     save_adapter,
 )
+from recbole_llamarec.ranking.model.lora import LoraSettings
 
 INPUT_IDS = torch.arange(1, 13).view(2, 6)
 
