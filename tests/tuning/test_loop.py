@@ -9,7 +9,6 @@ import pytest
 import torch
 from runs import language_model_of, pools_of
 
-from recbole_llamarec.ranking.model.adapter import LoraSettings
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.model.lora import LoraSettings
 from recbole_llamarec.tuning.loop import TuningLoop, TuningProgress, step_seed

@@ -159,8 +159,9 @@ def load_adapter_state(model: PeftModel, state: Mapping[str, Tensor]) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
-            f"The adapter does not fit the model {model_name(model)}: {'; '.join(problems[:3])}{more}. "
-            "Load the language model and the lora_ settings that it was trained with."
+            f"The adapter does not fit the model {model_name(model)}: "
+            f"{'; '.join(problems[:3])}{more}. Load the language model and "
+            "the lora_ settings that it was trained with."
         )
     set_peft_model_state_dict(model, dict(state))
 

@@ -54,7 +54,7 @@ def check_targets(model: Any, settings: LoraSettings) -> None:
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
     }
-    errors = []
+    name_of, errors = model_name(model), []
     missing = [
         target
         for target in settings.target_modules
@@ -63,7 +63,7 @@ def check_targets(model: Any, settings: LoraSettings) -> None:
     if missing:
         known = sorted({name.rpartition(".")[2] for name in linear})
         errors.append(
-            f"lora_target_modules: {list(settings.target_modules)}: the model {model_name(model)} has "
+            f"lora_target_modules: {list(settings.target_modules)}: the model {name_of} has "
             f"no linear layer {missing}; it has {known}."
         )
     widths = [
@@ -73,14 +73,14 @@ def check_targets(model: Any, settings: LoraSettings) -> None:
     ]
     if widths and settings.r > min(widths):
         errors.append(
-            f"lora_r: {settings.r} is beyond the width of the model {model_name(model)}, whose layers "
+            f"lora_r: {settings.r} is beyond the width of the model {name_of}, whose layers "
             f"to be adapted have {min(widths)} inputs; set it to at most that."
         )
     count = model.config.get_text_config().num_hidden_layers
     beyond = [layer for layer in settings.layers or () if layer >= count]
     if beyond:
         errors.append(
-            f"lora_layers: {list(settings.layers or ())}: the model {model_name(model)} has no layer "
+            f"lora_layers: {list(settings.layers or ())}: the model {name_of} has no layer "
             f"{beyond}; its layers are 0 to {count - 1}."
         )
     if errors:
