@@ -153,7 +153,7 @@ class LlamaRecTrainer(Trainer):
                 keep_file=saved,
                 show_progress=show_progress,
                 log_directory=self.tensorboard.log_dir,
-                seen=items_to_mask(self.settings.rerank_mask_seen, self.model.seen),
+                seen=items_to_mask(self.settings.rerank_mask_seen, self.model.chosen),
                 callback_fn=callback_fn if self.language_model is None else None,
                 saved=state.get("training"),
                 save=save if saved else None,

@@ -7,10 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
 from recbole.utils import FeatureType
 
+from recbole_llamarec.data.chronology import ChoiceRows, Chronology
 from recbole_llamarec.data.item_text import format_fields, format_item_text, item_texts
+from recbole_llamarec.data.seen import CHOSEN_BEFORE, SeenItems
 from recbole_llamarec.keys import shown
 from recbole_llamarec.recbole_data_keys import DATA_RULES
 
@@ -28,6 +32,8 @@ class LlamaRecDataset(SequentialDataset):
     (``item_text_missing: drop``, the paper's preparation) or kept (``fallback``).
     """
 
+    # What each user has chosen in all parts; how much of it before a row, the row itself knows.
+    chosen: SeenItems
     inter_feat: Any  # DataFrames while the data are prepared, Interactions afterwards
     item_feat: Any
 
@@ -71,6 +77,9 @@ class LlamaRecDataset(SequentialDataset):
                 [self.uid_field, self.time_field], kind="stable", inplace=True, ignore_index=True
             )
         super()._change_feat_format()
+        chosen = Chronology.of(ChoiceRows.of(self), self.user_num)  # rows of all parts
+        self.chosen = SeenItems(chosen.starts, chosen.items)
+        self.inter_feat.update(Interaction({CHOSEN_BEFORE: torch.from_numpy(chosen.before)}))
 
     def item_texts(self, fallback: str | None = None) -> list[str]:
         """The text of every item by internal id; ``""`` for the padding item 0.

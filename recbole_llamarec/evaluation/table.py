@@ -269,7 +269,9 @@ def evaluation_report(
     scorers = [name for name in model.scorer_names if name in records.opinions]
     stages = model.fusion.stages(settings.retriever, scorers)
     users = user_table(records, stages, dataset, config)
-    users["history_length"] = [model.seen.of(user).size for user in records.rows["users"]]
+    users["history_length"] = [
+        np.unique(model.seen.of(user)).size for user in records.rows["users"]
+    ]
     results = [StageResult(stage.name, stage_means(users, stage.name)) for stage in stages]
     results[0] = StageResult(stages[0].name, retriever)
     if scorers:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from recbole.utils import get_trainer
 
-from recbole_llamarec.data.seen import SeenItems, seen_mask
+from recbole_llamarec.data.seen import SeenItems, chosen_before, seen_mask
 from recbole_llamarec.integration.checkpoints import load_checkpoint, warn_of_interruption
 from recbole_llamarec.integration.configs import (
     logging_stage,
@@ -139,7 +139,9 @@ def masking_seen(retriever, seen: SeenItems) -> Iterator[None]:
     def masked(interaction):
         scores = predict(interaction).view(-1, retriever.n_items)  # [B, N]
         users, histories = interaction[retriever.USER_ID], interaction[retriever.ITEM_SEQ]
-        return scores.masked_fill(seen_mask(users, histories, seen, retriever.n_items), -torch.inf)
+        before = chosen_before(interaction)
+        last = seen_mask(users, histories, seen, retriever.n_items, before)
+        return scores.masked_fill(last, -torch.inf)
 
     retriever.full_sort_predict = masked
     try:

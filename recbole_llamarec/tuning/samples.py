@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recbole_llamarec.data.chronology import ChoiceRows
 from recbole_llamarec.retrieval.candidates import top_candidates
 from recbole_llamarec.tuning.pools import blocks_of_positions, random_pool, retriever_pool
 
@@ -41,7 +42,12 @@ class TuningSamples:
         self.sequences = self.inter[model.ITEM_SEQ].numpy()
         self.lengths = self.inter[model.ITEM_SEQ_LEN].numpy()
         positions = self.settings.train_positions
-        self.blocks, self.later = blocks_of_positions(self.users, positions)
+        rows = ChoiceRows.of(dataset)
+        follow_each_other = np.cumsum(~rows.continues)  # [rows], in their order
+        self.blocks, self.later = np.empty((2, len(self.users)), dtype=np.int64)
+        self.blocks[rows.order], self.later[rows.order] = blocks_of_positions(
+            follow_each_other, positions
+        )
 
     def __len__(self) -> int:
         return len(self.users)
