@@ -128,7 +128,9 @@ class LlamaRec(SequentialRecommender):
             items = candidates.items[ranked].cpu()  # [R, K]
             retriever = candidates.scores[ranked].cpu()  # [R, K]
             opinions = self.opinions(self.rows_of(interaction, ranked), items)
-            best_first = best_first_of(self.final_scores(retriever, opinions))  # [R, K]
+            final = self.final_scores(retriever, opinions)  # [R, K]
+            masked = candidates.masked[ranked].cpu()  # [R, K]
+            best_first = best_first_of(final.masked_fill(masked, -torch.inf))  # [R, K]
             if self._pass is not None:
                 users, targets = interaction[self.USER_ID].cpu(), interaction[self.ITEM_ID].cpu()
                 order = candidates.order.cpu()

@@ -135,3 +135,20 @@ def hidden_targets(dataset, rule: bool | str) -> int:
     for row in np.flatnonzero(~hidden):
         hidden[row] = (masked.of(users[row], before[row]) == targets[row]).any()
     return int(hidden.sum())
+
+
+def hidden_warning(n_hidden: int, n_rows: int, part: str) -> str | None:
+    """What to say where the mask hides targets, as of users who choose again; else ``None``.
+
+    Args:
+        n_hidden: rows whose target is masked.
+        n_rows: rows of the part.
+        part: its name.
+    """
+    if not n_hidden:
+        return None
+    return (
+        f"rerank_mask_seen hides the targets of {n_hidden} of {n_rows} {part} rows: their users "
+        "have chosen the item before, and it stands behind all others. Where users choose again, "
+        "set rerank_mask_seen: False."
+    )

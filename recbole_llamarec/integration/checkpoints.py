@@ -169,6 +169,8 @@ def load_data_and_model(model_file: str | Path, data_path: str | Path | None = N
 def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
     """RecBole's ``Trainer.evaluate``, which loads its checkpoint by :func:`load_checkpoint`.
 
+    The collector is told how many rows all processes have, for ``shims.get_data_struct``.
+
     ``torch.load`` is not swapped for all of it, since models may load weights of their own there.
     """
     if eval_data and load_best_model:
@@ -177,6 +179,8 @@ def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progre
         self.model.load_state_dict(checkpoint["state_dict"])
         self.model.load_other_parameter(checkpoint.get("other_parameter"))
         self.logger.info(f"Loading model structure and parameters from {file}")
+    is_full_sort = isinstance(eval_data, trainer_module.FullSortEvalDataLoader)
+    self.eval_collector.n_rows = eval_data.sample_size if is_full_sort else None
     return _recbole_evaluate(self, eval_data, load_best_model=False, show_progress=show_progress)
 
 
