@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 
 
-@dataclass
+@dataclass(eq=False)
 class _Piece:
-    """Choices that are known to follow each other, and where the targets of rows are in them."""
+    """Choices that are known to follow each other.
+
+    Attributes:
+        items: of the choices.
+        time: of the last row.
+        places: where the targets of rows are among the items.
+    """
 
     items: list[int]
+    time: Any
     places: dict[int, int] = field(default_factory=dict)
-
-    def put_in_front(self, items: Sequence[int]) -> None:
-        self.items = [*items, *self.items]
-        self.places = {row: place + len(items) for row, place in self.places.items()}
 
 
 def joined_windows(
@@ -34,22 +37,20 @@ def joined_windows(
     Args:
         windows: items before each target, the oldest first.
         targets: of each row.
-        times: time and part of each row; rows are sorted by them.
+        times: time and part of each row; rows are sorted by them, and then by the window's length.
 
     Returns:
         the sequences, and for each row how many items of all of them stand before its target.
     """
-    rows = [
-        (i, [*own, target]) for i, (own, target) in enumerate(zip(windows, targets, strict=True))
-    ]
+    rows = [(i, [*own, targets[i]]) for i, own in enumerate(windows)]
     pieces: list[_Piece] = []
-    known: set[tuple[Any, int]] = set()  # times and targets
+    recent: tuple[Any, ...] = ()  # the time of the rows that are added, and the one before
     for (time, _), tied in groupby(rows, key=lambda row: times[row[0]]):
+        recent = recent if time in recent[:1] else (time, *recent[:1])
         waiting = list(tied)
         while waiting:
             row, items = waiting.pop(_next_of([own for _, own in waiting], pieces))
-            _add(pieces, row, items, is_known=(time, items[-1]) in known)
-            known.add((time, items[-1]))
+            _add(pieces, _Piece(items, time, {row: len(items) - 1}), recent)
     places: dict[int, int] = {}
     offset = 0
     for piece in pieces:
@@ -68,12 +69,12 @@ def _next_of(tied: Sequence[list[int]], pieces: Sequence[_Piece]) -> int:
         for place in reversed(places):  # the longest window that fits
             if _continues(tied[place], pieces[-1].items):
                 return place
-    starts = [
+    starts = (
         place
         for place in places
         if not any(_continues(tied[place], other) for other in tied if other is not tied[place])
-    ]
-    return starts[0] if starts else 0
+    )
+    return next(starts, 0)
 
 
 def _continues(row: list[int], items: list[int]) -> bool:
@@ -82,40 +83,59 @@ def _continues(row: list[int], items: list[int]) -> bool:
     return 0 < length <= len(items) and row[-2] == items[-1] and row[:-1] == items[-length:]
 
 
-def _add(pieces: list[_Piece], row: int, items: list[int], is_known: bool) -> None:
-    """Add a row's window and target to the sequences."""
-    if pieces and _continues(items, pieces[-1].items):
-        pieces[-1].items.append(items[-1])
-        pieces[-1].places[row] = len(pieces[-1].items) - 1
-        return
-    if is_known:
-        for piece in reversed(pieces):
-            if (start := _place_of(items, piece.items)) is not None:
-                piece.places[row] = start + len(items) - 1
+def _add(pieces: list[_Piece], new: _Piece, recent: tuple[Any, ...]) -> None:
+    """Add a row's window and target; the last piece is the latest.
+
+    A row continues or overlaps a recent piece. Of pieces of its own time, it may also stand in
+    front, or within one.
+
+    Args:
+        pieces: changed in place.
+        new: the row alone.
+        recent: times of pieces that the row may belong to.
+    """
+    (row,) = new.places
+    latest = [piece for piece in reversed(pieces) if piece.time in recent]
+    if known := next((piece for piece in latest if _continues(new.items, piece.items)), None):
+        known.items.append(new.items[-1])
+        known.places[row] = len(known.items) - 1
+        known.time = new.time
+        pieces.remove(known)
+        new = known
+    else:
+        for piece in latest:
+            place = _place_of(new.items, piece.items) if piece.time == new.time else None
+            if place is not None:
+                piece.places[row] = place + len(new.items) - 1
                 return
-    pieces.append(_Piece(items, {row: len(items) - 1}))
-    while len(pieces) > 1 and (new := _items_behind(pieces[-1].items, pieces[-2].items)):
-        later = pieces.pop()
-        front = later.items[: max(0, len(later.items) - new - len(pieces[-1].items))]
-        pieces[-1].put_in_front(front)
-        pieces[-1].items += later.items[-new:]
-        shift = len(pieces[-1].items) - len(later.items)
-        pieces[-1].places |= {own: place + shift for own, place in later.places.items()}
-        if not front:
-            break  # only a window that reaches behind a gap may close it
+    near = [piece for piece in latest if piece is not known]
+    while near:
+        piece = near.pop(0)
+        is_tied = piece.time == new.time
+        if joined := _joined(piece, new) or (_joined(new, piece) if is_tied else None):
+            pieces.remove(piece)
+            new = joined
+            near = [own for own in reversed(pieces) if own.time in recent]
+    pieces.append(new)
 
 
-def _items_behind(items: list[int], known: list[int]) -> int:
-    """How many of some items are new behind known ones, by the longest overlap; 0 is none."""
-    for new in range(1, len(items)):
+def _joined(first: _Piece, second: _Piece) -> _Piece | None:
+    """Two pieces as one, where the second overlaps the end of the first and goes beyond it."""
+    known, items = first.items, second.items
+    for new in range(1, len(items)):  # items beyond, the longest overlap first
         shared = min(len(items) - new, len(known))
-        if items[-new - 1] == known[-1] and items[-new - shared : -new] == known[-shared:]:
-            return new
-    return 0
+        if items[-new - 1] != known[-1] or items[-new - shared : -new] != known[-shared:]:
+            continue
+        front = items[: len(items) - new - shared]
+        joined = [*front, *known, *items[-new:]]
+        places = {row: place + len(front) for row, place in first.places.items()}
+        shift = len(joined) - len(items)
+        places |= {row: place + shift for row, place in second.places.items()}
+        return _Piece(joined, second.time, places)
+    return None
 
 
 def _place_of(items: list[int], among: list[int]) -> int | None:
     """Where some items stand one behind the other."""
-    n_items = len(items)
-    starts = range(len(among) - n_items + 1)
-    return next((start for start in starts if among[start : start + n_items] == items), None)
+    starts = range(len(among) - len(items) + 1)
+    return next((start for start in starts if among[start : start + len(items)] == items), None)
