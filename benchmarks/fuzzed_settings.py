@@ -8,6 +8,7 @@ later than before training, and then by an error that names the key.
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import logging
 import math
@@ -28,7 +29,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests")]
 
-from helpers import checkpoint_of, tiny_settings, write_dataset  # noqa: E402
+from helpers import tiny_settings, write_dataset  # noqa: E402
 from runs import run_of  # noqa: E402
 
 from recbole_llamarec.integration.config_shims import check_values  # noqa: E402
@@ -149,7 +150,8 @@ def pairs(n: int, seed: int) -> Iterator[Pair]:
     for _ in range(n):
         name, is_nested = generator.choice(names)
         pool = NASTY if generator.random() < 0.6 else values_like(name, rules[name, is_nested])
-        yield Pair(name, generator.choice(pool), is_nested)
+        # RecBole fills in what a mapping lacks: each run has a copy.
+        yield Pair(name, copy.deepcopy(generator.choice(pool)), is_nested)
 
 
 def values_like(name: str, rule: Rule) -> Sequence[Any]:
@@ -231,9 +233,9 @@ def run(llama: Path, pair: Pair) -> str:
             result = started.trainer.evaluate(started.test)
             if result and not all(map(math.isfinite, result.values())):
                 return f"not finite: {dict(result)}"
-            files = Path(started.trainer.saved_model_file).parent
+            checkpoint = started.trainer.saved_model_file
             data = pair.put(settings)["data_path"]
-            recommender = Recommender.from_checkpoint(checkpoint_of(files), data)
+            recommender = Recommender.from_checkpoint(checkpoint, data)
             recommender.recommend([recommender.tokens[1:4].tolist()], k=2)
         except Exception as error:
             text = f"{type(error).__name__}: {error}"

@@ -2,11 +2,15 @@
 
     python benchmarks/robustness.py --kills 30
     python benchmarks/robustness.py --flips 200
+    python benchmarks/robustness.py --settings 10000
 
 Kills: does a run that goes on end as if nothing had happened? Each trial starts the same small run
 (LRURec, letters, tuned, fused; data and a random two-layer Llama of the tests), kills it by SIGKILL
 after a random time, starts the same command again, and compares the users' table, the test metrics
 and the files that are left with those of a run that was never interrupted.
+
+Settings: is each value of a key accepted, or refused by an error that names the key? One in twenty
+of the accepted ones is put into a small run, which may not fail later. See ``fuzzed_settings.py``.
 
 Flips: is each flipped bit noticed when the file is loaded? See ``robustness_flips.py``.
 """
@@ -23,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +38,12 @@ from tabulate import tabulate
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
 
+import fuzzed_settings  # noqa: E402
 from helpers import checkpoint_of, tiny_settings  # noqa: E402
 from robustness_flips import flip_bits, loaders  # noqa: E402
 from tiny_llama import write_tiny_llama  # noqa: E402
+
+from recbole_llamarec.keys import shown  # noqa: E402
 
 SETTINGS = {
     "epochs": 8,
@@ -72,17 +80,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=0, help="runs that are killed")
     parser.add_argument("--flips", type=int, default=0, help="flipped bits in each kind of file")
+    parser.add_argument("--settings", type=int, default=0, help="values of keys")
     parser.add_argument("--seed", type=int, default=1, help="of moments and bits")
     options = parser.parse_args(arguments)
-    if not (options.kills or options.flips):
-        parser.error("give --kills or --flips")
+    if not (options.kills or options.flips or options.settings):
+        parser.error("give --kills, --flips or --settings")
     n_findings = 0
-    for campaign, count in ((kills, options.kills), (flips, options.flips)):
+    campaigns = {kills: options.kills, flips: options.flips, settings: options.settings}
+    for campaign, count in campaigns.items():
         if count:
             with tempfile.TemporaryDirectory() as folder:
                 llama = write_tiny_llama(Path(folder) / "llama")
                 n_findings += campaign(Path(folder), llama, count, random.Random(options.seed))
     raise SystemExit(min(1, n_findings))
+
+
+def settings(root: Path, llama: Path, count: int, generator: random.Random) -> int:
+    """Try values of keys, and some of those that are accepted in a run; returns the findings."""
+    base = fuzzed_settings.base_values(root / "base", llama)
+    outcomes: Counter[str] = Counter()
+    accepted, faults = [], []
+    for pair in fuzzed_settings.pairs(count, generator.randrange(2**32)):
+        outcome = fuzzed_settings.check(base, pair)
+        outcomes[outcome] += 1
+        if outcome == "accepted" and pair.is_small:
+            accepted.append(pair)
+        elif outcome not in ("accepted", "refused"):
+            faults.append((pair, outcome))
+    runs: Counter[str] = Counter()
+    for pair in generator.sample(accepted, len(accepted) // 20):
+        outcome = fuzzed_settings.run(llama, pair)
+        runs[outcome] += 1
+        if outcome not in ("ran", "refused"):
+            faults.append((pair, outcome))
+    for pair, outcome in faults:
+        print(f"{pair.key}: {shown(pair.value)}: {outcome}")
+    print(
+        f"{count} values: {outcomes['accepted']} accepted, {outcomes['refused']} refused; "
+        f"{runs.total()} of the accepted run: {runs['ran']} to the end, {runs['refused']} refused "
+        f"before training; {len(faults)} findings"
+    )
+    return len(faults)
 
 
 def flips(root: Path, llama: Path, count: int, generator: random.Random) -> int:

@@ -58,7 +58,7 @@ def sequential_model_class(name: str) -> type:
             f"retriever: {name!r} is not a model that RecBole knows. Allowed are its sequential "
             f"recommenders, spelt as their classes: {names}."
         ) from None
-    if model_class.type != ModelType.SEQUENTIAL or name == "LlamaRec":
+    if getattr(model_class, "type", None) != ModelType.SEQUENTIAL or name == "LlamaRec":
         raise ValueError(
             f"retriever: {name!r} is not a sequential retriever; LlamaRec retrieves from a user's "
             "history. Use a sequential recommender such as LRURec, SASRec or GRU4Rec."
