@@ -16,6 +16,7 @@ from recbole.evaluator.register import metric_types
 from recbole.utils import EvaluatorType
 
 from recbole_llamarec.data.item_text import check_fallback, format_fields
+from recbole_llamarec.evaluation.metrics import has_cutoffs
 from recbole_llamarec.integration.configs import sequential_model_class
 from recbole_llamarec.integration.known import rules_of
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings, check_language_model
@@ -136,12 +137,17 @@ def _valid_metric_is_computed(
 ) -> list[str]:
     """RecBole would fail on this after the first epoch."""
     names = [metrics] if isinstance(metrics, str) else metrics
-    known = [f"{name}@{k}" for name in names for k in ([topk] if isinstance(topk, int) else topk)]
+    cutoffs = [topk] if isinstance(topk, int) else topk
+    known = [
+        place
+        for name in names
+        for place in ([f"{name}@{k}" for k in cutoffs] if has_cutoffs(name) else [name])
+    ]
     if valid_metric.lower() in [name.lower() for name in known]:
         return []
     return [
-        f"valid_metric: {valid_metric!r} is not computed; it must be one of metrics at one of "
-        f"topk: {', '.join(known)}."
+        f"valid_metric: {valid_metric!r} is not computed; it must be one of metrics, at one "
+        f"of topk where it has a cut-off: {', '.join(known)}."
     ]
 
 
