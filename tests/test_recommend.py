@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import files_of_at_most
 
 from recbole_llamarec import recommend
 from recbole_llamarec.given_candidates import window_starts
@@ -297,6 +298,16 @@ def test_what_fails_at_once_leaves_nothing_behind(recommender, files):
         files.run(recommender, k=0)
     assert not files.out.exists() and not files.about.exists()
     assert files.run(recommender).count(b"\n") == 7
+
+
+def test_a_full_disk_leaves_what_is_there_and_the_next_run_goes_on(recommender, files):
+    whole = files.run(recommender)
+    third = [n + 1 for n, byte in enumerate(whole) if byte == ord("\n")][2]
+    files.out.write_bytes(whole[:third])
+    with files_of_at_most(third + 100), pytest.raises(OSError, match="--out: .*out.jsonl' cannot"):
+        files.run(recommender)
+    assert files.out.read_bytes()[:third] == whole[:third]
+    assert files.run(recommender) == whole
 
 
 def test_a_file_that_appears_meanwhile_is_not_touched(recommender, files):
