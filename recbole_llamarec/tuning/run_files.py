@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from recbole_llamarec import distributed
-from recbole_llamarec.files import written_whole
+from recbole_llamarec.evaluation.users_file import write_users
 from recbole_llamarec.tuning.score_log import ScoreLog
 from recbole_llamarec.tuning.state import RunState
 
@@ -84,8 +84,7 @@ class RunFiles:
         if not distributed.is_first() or not self.checkpoint.is_file():
             return None
         file = self.checkpoint.with_suffix(".users.csv")
-        with written_whole(file) as part:
-            users.to_csv(part, index=False)
+        write_users(file, users)
         return file
 
     def remove(self) -> None:
