@@ -97,7 +97,7 @@ class Table:
 
     def _text(self) -> str:
         content = self._file.read_bytes()
-        if self._file.suffix == ".gz" or content.startswith(GZIP):
+        if content and (self._file.suffix == ".gz" or content.startswith(GZIP)):
             try:
                 content = gzip.decompress(content)
             except (OSError, EOFError, zlib.error) as error:
