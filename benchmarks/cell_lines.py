@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from math import isfinite
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from suite import Cell
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
+
+from recbole_llamarec.evaluation.metrics import is_rank_metric
+
+DIGEST = "sha256"
 Metrics = dict[str, float]
 FUSION_PHASES = ("fusion", "label prior and fusion")  # as version 0.1 named it
 
@@ -104,10 +112,24 @@ def read_line(text: str) -> dict[str, Any]:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     _check_metrics(line, cell)
+    digest = line.pop(DIGEST, None)  # lines of earlier versions have none
+    if digest is not None and digest != _digest(line):
+        raise ValueError("it was changed since it was written")
     identity = {field.name: line[field.name] for field in fields(Cell)}
     if Cell(**identity).id != cell.id:
         raise ValueError("its id is not that of its settings")
     return line
+
+
+def line_text(line: Mapping[str, Any]) -> str:
+    """A cell's line with its digest."""
+    return json.dumps({**line, DIGEST: _digest(line)}, ensure_ascii=False)
+
+
+def _digest(line: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a run has written; people set ``retired`` by hand."""
+    content = json.dumps({key: value for key, value in line.items() if key != "retired"})
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -123,7 +145,7 @@ def _finite(text: str) -> float:
 
 
 def _check_metrics(line: Mapping[str, Any], cell: FinishedCell) -> None:
-    """Each part has a final stage, with every metric that another stage has.
+    """Each part has a final stage, with every metric that another stage or part has.
 
     Raises:
         ValueError: they have not; or a fusion lacks its time.
@@ -136,5 +158,12 @@ def _check_metrics(line: Mapping[str, Any], cell: FinishedCell) -> None:
         for stage, metrics in stages.items():  # a scorer's stage may have fewer
             if unknown := set(metrics) - set(stages["final"]):
                 raise ValueError(f"{part}: {stage} has {sorted(unknown)}, which 'final' lacks")
+    if not cell.validation_only:
+        tested = line["test"]["final"]
+        if (metric := str(line["run_settings"].get("valid_metric", "")).lower()) not in tested:
+            raise ValueError(f"test: 'final' lacks the validation metric {metric!r}")
+        of_ranks = {metric for metric in tested if is_rank_metric(metric)}
+        if line["n_retrieved"] and set(line["retrieved"]["final"]) != of_ranks:
+            raise ValueError("retrieved: 'final' has other metrics than in test")
     if cell.validation_only and cell.fusion and not set(FUSION_PHASES) & set(cell.seconds.stages):
         raise ValueError(f"seconds.stages: {FUSION_PHASES[0]!r} is missing")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from cell_lines import read_line
+from cell_lines import line_text, read_line
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
@@ -23,6 +23,7 @@ from recbole_llamarec.evaluation.users_file import Table
 
 CELLS = "cells.jsonl"
 USERS = "users.csv.gz"
+USERS_REMEDY = "Restore a copy of it; without it there are no paired tests."
 Line = Mapping[str, Any]
 Results = Mapping[str, Line]  # by id
 
@@ -99,7 +100,7 @@ def add_cell(out: Path, line: Line, users: pd.DataFrame | None = None) -> None:
 
 def write_cells(out: Path, lines: Results) -> None:
     """Write ``cells.jsonl`` anew."""
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())
+    text = "".join(f"{line_text(line)}\n" for line in lines.values())
     write_whole(out / CELLS, text.encode())
 
 
@@ -127,12 +128,21 @@ def read_users(out: Path, as_text: bool = False) -> pd.DataFrame:
     keys = ("cell", "user")
     if not file.is_file():
         return pd.DataFrame(columns=list(keys))
-    table = Table(file, "Restore a copy of it; without it there are no paired tests.")
+    table = Table(file, USERS_REMEDY)
     if missing := set(keys) - set(table.fields):
         raise table.damaged(1, f"the header lacks {sorted(missing)}")
     users = table.numbers(texts=keys, may_lack_stages=True)
-    table.check_rows(users)
-    return table.fields if as_text else users
+    table.check_rows()
+    if as_text:
+        return table.fields
+    counts = users.groupby("cell").size()
+    for id_, line in read_cells(out).items():
+        if id_ in counts and counts[id_] != line["n_rows"]:
+            raise ValueError(
+                f"{file} has {counts[id_]} rows of the cell {id_}, whose test had "
+                f"{line['n_rows']}. {USERS_REMEDY}"
+            )
+    return users
 
 
 def write_whole(file: Path, content: bytes) -> None:

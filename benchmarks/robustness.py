@@ -28,9 +28,10 @@ import yaml
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "tests"))
+sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
 
-from helpers import tiny_settings  # noqa: E402
+from helpers import checkpoint_of, tiny_settings  # noqa: E402
+from robustness_damage import damaged, targets  # noqa: E402
 from tiny_llama import write_tiny_llama  # noqa: E402
 
 SETTINGS = {
@@ -67,9 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the trials and print one line each; the exit code is 1 with findings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30, help="trials")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments")
+    parser.add_argument("--damaged", type=int, default=0, help="damaged versions of each file")
+    parser.add_argument("--seed", type=int, default=1, help="of moments and damages")
     options = parser.parse_args(arguments)
     generator = random.Random(options.seed)
+    if options.damaged:
+        with tempfile.TemporaryDirectory() as folder:
+            llama = write_tiny_llama(Path(folder) / "llama")
+            raise SystemExit(min(1, damages(Path(folder), llama, options.damaged, generator)))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         llama = write_tiny_llama(root / "llama")
@@ -93,6 +99,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{expected.seconds:.1f} s: {expected.metrics}"
     )
     raise SystemExit(min(1, n_findings))
+
+
+def damages(root: Path, llama: Path, count: int, generator: random.Random) -> int:
+    """Damage the files that commands read; returns the findings."""
+    finish(prepared(root / "run", llama))
+    checkpoint = checkpoint_of(root / "run" / "saved")
+    lines, faults = [], []
+    for kind, target in targets(checkpoint, root / "run" / "data", root).items():
+        tally = damaged(target, count, generator)
+        faults += [f"{kind}: {finding}" for finding in tally.findings]
+        lines.append([kind, count, tally.refused, tally.equal, len(tally.findings)])
+    headers = ["file", "damages", "refused", "read, nothing different", "findings"]
+    print(tabulate(lines, headers=headers, tablefmt="github"))
+    print("\n".join(faults))
+    return len(faults)
 
 
 def prepared(folder: Path, llama: Path) -> Path:

@@ -80,8 +80,8 @@ def read_users(file: Path, needs_scorer: bool = True) -> pd.DataFrame:
         missing.add(f"{RANK}:STAGE of two stages or more" if needs_scorer else f"{RANK}:STAGE")
     if missing:
         raise ValueError(
-            f"{str(file)!r} lacks the columns {sorted(missing)}: it is of a run without a scorer, "
-            "or of an earlier version. Evaluate the checkpoint again."
+            f"{file}, line 1: the header lacks {sorted(missing)}: the table is of a run without a "
+            "scorer, of an earlier version, or damaged. Evaluate the checkpoint again."
         )
     return users
 

@@ -1,8 +1,8 @@
 """The users' table as a file. Whatever is wrong with it is an error that names the line.
 
 A table that was cut, mixed up or edited must not give figures that look right. The last column of a
-run's table, ``rows_left``, counts the rows behind each row, so that none can be missing; metrics
-are compared with those of the ranks beside them.
+run's table, ``row``, says which of how many each row is, so that none can be missing; metrics are
+compared with those of the ranks beside them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,8 @@ from recbole_llamarec.evaluation.metrics import is_rank_metric, metrics_of_ranks
 from recbole_llamarec.evaluation.table import RANK
 from recbole_llamarec.files import written_whole
 
-ROWS_LEFT = "rows_left"
-COUNTS = ("history_length", "target_count", ROWS_LEFT)  # whole numbers from 0
+ROW = "row"
+COUNTS = ("history_length", "target_count")  # whole numbers from 0
 FIRST, FIRST_COUNT = "first", "first_count"  # of a scorer; empty in rows that it has not scored
 BOM = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"
@@ -39,9 +40,13 @@ class DamagedTable(ValueError):
 
 def write_users(file: Path, users: pd.DataFrame) -> None:
     """Write a run's table of users, whole or not at all."""
-    rows_left = np.arange(len(users))[::-1]
     with written_whole(file) as part:
-        users.assign(**{ROWS_LEFT: rows_left}).to_csv(part, index=False)
+        users.assign(**{ROW: row_numbers(len(users))}).to_csv(part, index=False)
+
+
+def row_numbers(n_rows: int) -> list[str]:
+    """The column ``row`` of a table."""
+    return [f"{number} of {n_rows}" for number in range(1, n_rows + 1)]
 
 
 def read_run_users(file: Path) -> pd.DataFrame:
@@ -51,16 +56,16 @@ def read_run_users(file: Path) -> pd.DataFrame:
         file: a run's ``.users.csv``; it may be packed by gzip.
 
     Returns:
-        the table without ``rows_left``: ids as text, all else as numbers.
+        the table without ``row``: ids as text, all else as numbers.
 
     Raises:
         DamagedTable: it is damaged.
     """
     table = Table(file, "Evaluate the checkpoint again, or restore a copy of the file.")
     users = table.numbers(texts=("user_id", "item_id"), may_lack_stages=False)
-    table.check_rows(users)
+    table.check_rows()
     table.check_metrics(users)
-    return users.drop(columns=ROWS_LEFT, errors="ignore")
+    return users
 
 
 class Table:
@@ -143,9 +148,9 @@ class Table:
             may_lack_stages: whether a row may be empty in the columns of a stage.
 
         Raises:
-            DamagedTable: a field is none, or a stage's columns are incomplete.
+            DamagedTable: a field is none, or the columns are not those of a run.
         """
-        self._check_stages()
+        self._check_order()
         columns = {}
         for name in self.fields:
             kind, colon, _ = name.partition(":")
@@ -159,30 +164,46 @@ class Table:
                 columns[name] = self._numbers(name, WHOLE, "a whole number", 0, True)
             elif "@" in kind and colon:
                 columns[name] = self._numbers(name, DECIMAL, "a metric", 0, may_lack_stages)
-            elif colon or "@" in name:
-                raise self.damaged(1, f"the header has {name!r}, which is no column of a run")
-        return pd.DataFrame(columns)
+        numbers = pd.DataFrame(columns)
+        self._check_gaps(numbers)
+        return numbers
 
-    def _check_stages(self) -> None:
-        """Every stage has the same columns, and every scorer both of its own."""
-        kinds: dict[str, list[str]] = {}  # by stage
-        scorers: dict[str, set[str]] = {}
-        for name in self.fields:
-            kind, colon, of = name.partition(":")
-            if kind in (FIRST, FIRST_COUNT) and colon:
-                scorers.setdefault(of, set()).add(kind)
-            elif colon:
-                kinds.setdefault(of, []).append(kind)
-        expected = next(iter(kinds.values()), [RANK])
-        for stage, found in kinds.items():
-            if RANK not in found or found != expected:
+    def _check_gaps(self, numbers: pd.DataFrame) -> None:
+        """A row has all columns of a stage or scorer, or none."""
+        first: dict[tuple[str, bool], str] = {}  # column by stage, or by scorer
+        for name in numbers:
+            kind, colon, of = str(name).partition(":")
+            if not colon:
+                continue
+            other = first.setdefault((of, kind in (FIRST, FIRST_COUNT)), str(name))
+            if (differs := numbers[name].isna() != numbers[other].isna()).any():
+                row = int(differs.argmax())
+                raise self.damaged_row(row, f"of {other} and {name} one is empty")
+
+    def _check_order(self) -> None:
+        """The columns are those of a run, in its order, so that no two have changed their names."""
+        known = (*COUNTS, ROW)
+        names = [name for name in self.fields if ":" in name or "@" in name or name in known]
+        stages = [name.removeprefix(f"{RANK}:") for name in names if name.startswith(f"{RANK}:")]
+        scorers = [name.removeprefix(f"{FIRST}:") for name in names if name.startswith(f"{FIRST}:")]
+        of_stage = f":{stages[0]}" if stages else ":"
+        metrics = [
+            name.removesuffix(of_stage)
+            for name in names
+            if "@" in name.removesuffix(of_stage) and name.endswith(of_stage)
+        ]
+        expected = [
+            *(f"{kind}:{stage}" for stage in stages for kind in (RANK, *metrics)),
+            *(name for name in COUNTS if name in names),
+            *(f"{kind}:{scorer}" for scorer in scorers for kind in (FIRST, FIRST_COUNT)),
+            *([ROW] if ROW in names else []),
+        ]
+        for found, wanted in zip_longest(names, expected):
+            if found != wanted:
                 raise self.damaged(
-                    1, f"the stage {stage!r} has the columns {found}, where {expected} are expected"
-                )
-        for scorer, found_kinds in scorers.items():
-            if len(found_kinds) < 2:
-                raise self.damaged(
-                    1, f"the scorer {scorer!r} lacks one of {FIRST}: and {FIRST_COUNT}:"
+                    1,
+                    f"the header has {found or 'no further column'!r} where a run writes "
+                    f"{wanted or 'no further column'!r}",
                 )
 
     def _ids(self, name: str) -> pd.Series:
@@ -212,23 +233,22 @@ class Table:
         values = column.map(numbers).astype(float)
         return values if may_be_empty or pattern is DECIMAL else values.astype(int)
 
-    def check_rows(self, users: pd.DataFrame) -> None:
+    def check_rows(self) -> None:
         """No row is missing or there twice.
 
         Raises:
-            DamagedTable: ``rows_left`` or, in a table of an earlier version, equal rows say so.
+            DamagedTable: ``row`` or, in a table without it, equal rows say so.
         """
-        if ROWS_LEFT not in users:
+        if ROW not in self.fields:
             if (again := self.fields.duplicated()).any():
                 raise self.damaged_row(int(again.argmax()), "the row is there twice")
             return
-        left = users[ROWS_LEFT]
-        expected = np.arange(len(users))[::-1]
-        if (wrong := (left.to_numpy() != expected)).any():
+        column, expected = self.fields[ROW], row_numbers(len(self.fields))
+        if (wrong := column != expected).any():
             row = int(wrong.argmax())
             raise self.damaged_row(
                 row,
-                f"{ROWS_LEFT} is {left[row]}, but {expected[row]} rows follow: rows are missing, "
+                f"it is row {column[row]!r} where {expected[row]!r} is expected: rows are missing, "
                 "there twice, or in another order",
             )
 

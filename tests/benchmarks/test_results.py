@@ -76,6 +76,10 @@ DAMAGED = {
         changed(test={"LRURec": {"ndcg@10": 0.1}, "final": {"ndgc@10": 0.1}}),
         "test: LRURec has \\['ndcg@10'\\], which 'final' lacks",
     ),
+    "metric missing": (
+        changed(test={"LRURec": {}, "final": {}}),
+        "test: 'final' lacks the validation metric 'ndcg@10'",
+    ),
     "another seed": (changed(seed=9), "its id is not that of its settings"),
     "there twice": (lambda text: text + b"\n" + text, "is there twice"),
 }
@@ -109,6 +113,26 @@ def test_a_damaged_table_of_users_is_named(tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"users.csv.gz, line {line}: .*{words}.*Restore"):
             read_users(tmp_path)
+
+
+def test_a_changed_line_is_named_unless_it_is_retired_by_hand(tmp_path):
+    _, (*_, cell) = small_suite(tmp_path)
+    add_cell(tmp_path, line_of(cell, 0.1))
+    file = tmp_path / "cells.jsonl"
+    text = file.read_text()
+    assert read_cells(tmp_path)[cell.id] == json.loads(json.dumps(line_of(cell, 0.1)))
+    file.write_text(text.replace('"ndcg@10": 0.1', '"ndcg@10": 0.2'))
+    with pytest.raises(ValueError, match="line 1: .*changed since it was written.*delete this"):
+        read_cells(tmp_path)
+    file.write_text(text.replace('"seed": ', '"retired": true, "seed": '))
+    assert read_cells(tmp_path)[cell.id]["retired"] is True
+
+
+def test_users_that_are_missing_are_named(tmp_path):
+    _, (*_, cell) = small_suite(tmp_path)
+    add_cell(tmp_path, line_of(cell, 0.1, n_rows=4), users_of(0.1))
+    with pytest.raises(ValueError, match=f"has 3 rows of the cell {cell.id}, whose test had 4"):
+        read_users(tmp_path)
 
 
 def test_figures_of_no_benchmark_are_named(tmp_path):
