@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from dataclasses import replace
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, checkpoint_of, tiny_settings
 
 sys.path.append(str(ROOT / "benchmarks"))
 
 import robustness
+from robustness_damage import Target, damaged, targets
+
+from recbole_llamarec import report
 
 EXPECTED = robustness.Outcome("ndcg 0.1", "digest", ("LRURec.pth", "pth"), 10.0)
 
@@ -35,3 +39,36 @@ def test_a_run_killed_while_it_trains_ends_as_if_nothing_had_happened(capsys):
 def test_whatever_differs_from_an_uninterrupted_run_is_a_finding(changed, finding):
     assert robustness.findings(EXPECTED, EXPECTED) == ""
     assert finding in robustness.findings(EXPECTED, replace(EXPECTED, **changed))
+
+
+@pytest.mark.parametrize("seed", [5])
+def test_damaged_files_are_refused_or_read_as_if_they_were_whole(seed, tmp_path, tiny_llama):
+    from recbole.quick_start import run_recbole
+
+    report.install()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr("sys.argv", ["test"])
+        keys = {"rerank_fusion": "auto", "evidence_items": 1, "epochs": 0}
+        run_recbole(config_dict=tiny_settings(tmp_path, tiny_llama) | keys)
+    checkpoint, generator = checkpoint_of(tmp_path / "saved"), random.Random(seed)
+    for kind, target in targets(checkpoint, tmp_path / "data", tmp_path).items():
+        tally = damaged(target, 44, generator)
+        assert tally.findings == [], kind
+        assert tally.refused > tally.equal, kind
+
+
+def test_whatever_else_becomes_of_a_damaged_file_is_a_finding(tmp_path):
+    def cut(content: bytes, generator: random.Random) -> bytes:
+        return content[:1]
+
+    file = tmp_path / "file"
+    for read, words in [
+        (lambda file: file.read_bytes(), "read as other values"),
+        (lambda file: {b"whole": 1}[file.read_bytes()], "KeyError"),
+        (lambda file: float(file.read_bytes() == b"whole" or "x"), "does not say where"),
+    ]:
+        file.write_bytes(b"whole")
+        tally = damaged(Target(file, read, {"cut": cut}), 3, random.Random(1))
+        assert len(tally.findings) == 3 and all(words in finding for finding in tally.findings)
+        assert file.read_bytes() == b"whole"
