@@ -1,8 +1,11 @@
 """Kill a small run at random moments and let it go on: does it end as if nothing had happened?
 
     python benchmarks/robustness.py --kills 30
+    python benchmarks/robustness.py --damaged 200
+    python benchmarks/robustness.py --soak 10
 
-Each trial starts the same small run (LRURec, letters, tuned, fused; data and a random two-layer
+``--damaged``: see ``robustness_damage.py``; ``--soak``: see ``robustness_soak.py``. Kills: each
+trial starts the same small run (LRURec, letters, tuned, fused; data and a random two-layer
 Llama of the tests), kills it by SIGKILL after a random time, starts the same command again, and
 compares the users' table, the test metrics and the files that are left with those of a run that
 was never interrupted. A trial may be killed several times before it is let go on.
@@ -32,6 +35,7 @@ sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
 
 from helpers import checkpoint_of, tiny_settings  # noqa: E402
 from robustness_damage import damaged, targets  # noqa: E402
+from robustness_soak import soak, summary  # noqa: E402
 from tiny_llama import write_tiny_llama  # noqa: E402
 
 SETTINGS = {
@@ -44,6 +48,7 @@ SETTINGS = {
     "llm_batch_tokens": 512,
     "retriever_config": {"epochs": 60, "stopping_step": 60, "train_batch_size": 16},
 }
+EMBEDDED = "embedded"  # as llm_name_or_path
 RESULT = re.compile(r"test result: (.*)")
 
 
@@ -69,8 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30, help="trials")
     parser.add_argument("--damaged", type=int, default=0, help="damaged versions of each file")
-    parser.add_argument("--seed", type=int, default=1, help="of moments and damages")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="load on the service")
+    parser.add_argument("--checkpoint", type=Path, help="of the soak; a small one if left out")
+    parser.add_argument("--data-path", type=Path, help="its folder of data sets (dataset/)")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="of a score in the soak")
+    parser.add_argument("--seed", type=int, default=1, help="of moments, damages and requests")
     options = parser.parse_args(arguments)
+    if options.soak:
+        raise SystemExit(soaked(options))
     generator = random.Random(options.seed)
     if options.damaged:
         with tempfile.TemporaryDirectory() as folder:
@@ -114,6 +125,25 @@ def damages(root: Path, llama: Path, count: int, generator: random.Random) -> in
     print(tabulate(lines, headers=headers, tablefmt="github"))
     print("\n".join(faults))
     return len(faults)
+
+
+def soaked(options: argparse.Namespace) -> int:
+    """Put the service under load; returns 1 with findings.
+
+    Without a checkpoint it serves the embedded language model, beside a small retriever.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, data_path = options.checkpoint, options.data_path
+        if checkpoint is None:
+            root = prepared(Path(folder), Path(EMBEDDED))
+            settings = yaml.safe_load((root / "run.yaml").read_text(encoding="utf-8"))
+            settings |= {"epochs": 0, "rerank_fusion": 0.5}
+            (root / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+            finish(root)
+            checkpoint, data_path = checkpoint_of(root / "saved"), root / "data"
+        tally = soak(checkpoint, data_path, options.soak, options.seed, options.tolerance)
+    print("\n".join(summary(tally)))
+    return int(bool(tally.wrong))
 
 
 def prepared(folder: Path, llama: Path) -> Path:

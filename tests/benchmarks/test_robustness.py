@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from helpers import ROOT, checkpoint_of, tiny_settings
@@ -13,6 +15,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import robustness
 from robustness_damage import Target, damaged, targets
+from robustness_soak import Answer, difference, soak, summary
 
 from recbole_llamarec import report
 
@@ -72,3 +75,35 @@ def test_whatever_else_becomes_of_a_damaged_file_is_a_finding(tmp_path):
         tally = damaged(Target(file, read, {"cut": cut}), 3, random.Random(1))
         assert len(tally.findings) == 3 and all(words in finding for finding in tally.findings)
         assert file.read_bytes() == b"whole"
+
+
+def test_a_service_under_load_answers_as_when_it_is_quiet(trained):
+    tally = soak(trained.checkpoint, Path(trained.data_path), 0.05, seed=1, tolerance=1e-4)
+    assert tally.wrong == []
+    assert tally.counts["under way at SIGTERM"] == 12
+    assert min(tally.counts[kind] for kind in ("good", "bad", "hung up")) > 0
+    assert len(tally.memory) == 2
+    assert summary(tally)[1] == "wrong or lost answers: 0"
+
+
+ITEM = {"item": "i1", "text": "a", "score": 0.5, "probability": None, "retriever_rank": 1}
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({}, ""),
+        ({"score": 0.50009}, ""),
+        ({"score": 0.502}, "score 0.502 instead of 0.5"),
+        ({"score": None}, "score None instead of 0.5"),
+        ({"probability": 0.1}, "probability 0.1 instead of None"),
+        ({"text": "b"}, "other items or another order"),
+        ({"item": "i2"}, "another item"),
+    ],
+)
+def test_whatever_differs_from_the_quiet_answer_is_a_finding(changed, fault):
+    quiet = Answer(200, json.dumps({"items": [ITEM]}).encode())
+    found = Answer(200, json.dumps({"items": [ITEM | changed]}).encode())
+    assert difference(found, quiet, 1e-4) == fault
+    assert "status 0 instead of 200" in difference(Answer(0, b"reset"), quiet, 1e-4)
+    assert "instead of" in difference(Answer(422, b"a"), Answer(422, b"b"), 1e-4)
