@@ -323,7 +323,36 @@ def test_no_histories_leave_an_empty_file(recommender, files):
     assert files.run(recommender) == b""
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '"i1"'])
-def test_a_line_that_is_no_history_is_named(line, tmp_path):
-    with pytest.raises(ValueError, match="line 7"):
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "no JSON"),
+        ("[]", "no list of item tokens"),
+        ('"i1"', "no list of item tokens"),
+        ("", "no JSON"),
+        (b'["i1", "i\xff"]', "no JSON in UTF-8"),
+        (b'\xef\xbb\xbf["i1"]', "no JSON in UTF-8.*BOM"),
+        ('["i1"]'.encode("utf-16"), "no JSON in UTF-8"),
+        ('["i1", null]', "null is no item token; write it in quotes"),
+        ('["i1", true]', "true is no item token"),
+        ('["i1", NaN]', "NaN is no item token"),
+        ('["i1", 1.5]', "1.5 is no item token"),
+        ('["i1", ["i2"]]', "is no item token"),
+        ("[" * 100_000, "no JSON"),
+        (f"[{'9' * 5000}]", "no JSON"),
+    ],
+)
+def test_a_line_that_is_no_history_is_named(line, words, tmp_path):
+    with pytest.raises(ValueError, match=f"in.jsonl, line 7: .*{words}"):
         read_history(line, 7, tmp_path / "in.jsonl")
+
+
+def test_a_bad_line_is_named_before_anything_is_ranked(recommender, files):
+    lines = files.histories.read_bytes().splitlines(keepends=True)
+    for line, words in [(b'["i1", "nix"]\n', "has no item 'nix'"), (b'["i1\xff"]\n', "UTF-8")]:
+        files.histories.write_bytes(b"".join([*lines[:5], line, *lines[6:]]))
+        with pytest.raises(ValueError, match=f"in.jsonl, line 6: .*{words}"):
+            files.run(recommender)
+        assert not files.out.exists()
+    files.histories.write_bytes(b"".join(lines).rstrip(b"\n"))
+    assert files.run(recommender).count(b"\n") == 7

@@ -12,7 +12,8 @@ import pandas as pd
 from torch import nn
 
 from recbole_llamarec import distributed
-from recbole_llamarec.files import require_writable, written_whole
+from recbole_llamarec.evaluation.users_file import write_users
+from recbole_llamarec.files import require_writable
 from recbole_llamarec.scoring.language_model import language_model_of
 from recbole_llamarec.tuning.score_log import ScoreLog
 from recbole_llamarec.tuning.state import RunState
@@ -126,8 +127,7 @@ class RunFiles:
         if not distributed.is_first() or not self.checkpoint.is_file():
             return None
         file = self.checkpoint.with_suffix(".users.csv")
-        with written_whole(file) as part:
-            users.to_csv(part, index=False)
+        write_users(file, users)
         return file
 
     def remove(self) -> None:

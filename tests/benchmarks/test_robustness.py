@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, checkpoint_of, tiny_settings
 
 from recbole_llamarec.files import read_tensors, save_tensors
 from recbole_llamarec.tuning.score_log import ScoreLog
@@ -17,7 +19,11 @@ from recbole_llamarec.tuning.state import RunState
 sys.path.append(str(ROOT / "benchmarks"))
 
 import robustness
+from robustness_damage import Target, damaged, targets
 from robustness_flips import flip_bits, loaders
+from robustness_soak import Answer, difference, soak, summary
+
+from recbole_llamarec import report
 
 EXPECTED = robustness.Outcome("ndcg 0.1", "digest", ("LRURec.pth", "pth"), 10.0)
 
@@ -75,3 +81,68 @@ def test_flips_that_change_what_is_loaded_are_findings(tmp_path):
     save_tensors({"w": torch.randn(1000)}, file)
     nameless = flip_bits(file, read_tensors, 24, random.Random(1))
     assert "the error does not name it" in nameless.findings[0]
+
+
+@pytest.mark.parametrize("seed", [5])
+def test_damaged_files_are_refused_or_read_as_if_they_were_whole(seed, tmp_path, tiny_llama):
+    from recbole.quick_start import run_recbole
+
+    report.install()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr("sys.argv", ["test"])
+        keys = {"rerank_fusion": "auto", "evidence_items": 1, "epochs": 0}
+        run_recbole(config_dict=tiny_settings(tmp_path, tiny_llama) | keys)
+    checkpoint, generator = checkpoint_of(tmp_path / "saved"), random.Random(seed)
+    for kind, target in targets(checkpoint, tmp_path / "data", tmp_path).items():
+        tally = damaged(target, 44, generator)
+        assert tally.findings == [], kind
+        assert tally.refused > tally.equal, kind
+
+
+def test_whatever_else_becomes_of_a_damaged_file_is_a_finding(tmp_path):
+    def cut(content: bytes, generator: random.Random) -> bytes:
+        return content[:1]
+
+    file = tmp_path / "file"
+    for read, words in [
+        (lambda file: file.read_bytes(), "read as other values"),
+        (lambda file: {b"whole": 1}[file.read_bytes()], "KeyError"),
+        (lambda file: float(file.read_bytes() == b"whole" or "x"), "does not say where"),
+    ]:
+        file.write_bytes(b"whole")
+        tally = damaged(Target(file, read, {"cut": cut}), 3, random.Random(1))
+        assert len(tally.findings) == 3 and all(words in finding for finding in tally.findings)
+        assert file.read_bytes() == b"whole"
+
+
+def test_a_service_under_load_answers_as_when_it_is_quiet(trained):
+    tally = soak(trained.checkpoint, Path(trained.data_path), 0.05, seed=1, tolerance=1e-4)
+    assert tally.wrong == []
+    assert tally.counts["under way at SIGTERM"] == 12
+    assert min(tally.counts[kind] for kind in ("good", "bad", "hung up")) > 0
+    assert len(tally.memory) == 2
+    assert summary(tally)[1] == "wrong or lost answers: 0"
+
+
+ITEM = {"item": "i1", "text": "a", "score": 0.5, "probability": None, "retriever_rank": 1}
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({}, ""),
+        ({"score": 0.50009}, ""),
+        ({"score": 0.502}, "score 0.502 instead of 0.5"),
+        ({"score": None}, "score None instead of 0.5"),
+        ({"probability": 0.1}, "probability 0.1 instead of None"),
+        ({"text": "b"}, "other items or another order"),
+        ({"item": "i2"}, "another item"),
+    ],
+)
+def test_whatever_differs_from_the_quiet_answer_is_a_finding(changed, fault):
+    quiet = Answer(200, json.dumps({"items": [ITEM]}).encode())
+    found = Answer(200, json.dumps({"items": [ITEM | changed]}).encode())
+    assert difference(found, quiet, 1e-4) == fault
+    assert "status 0 instead of 200" in difference(Answer(0, b"reset"), quiet, 1e-4)
+    assert "instead of" in difference(Answer(422, b"a"), Answer(422, b"b"), 1e-4)
