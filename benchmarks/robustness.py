@@ -58,6 +58,7 @@ SETTINGS = {
     "llm_batch_tokens": 512,
     "retriever_config": {"epochs": 60, "stopping_step": 60, "train_batch_size": 16},
 }
+EMBEDDED = "embedded"  # the value of llm_name_or_path
 RESULT = re.compile(r"test result: (.*)")
 
 
