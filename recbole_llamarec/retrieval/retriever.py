@@ -26,6 +26,7 @@ from recbole_llamarec.integration.configs import (
 )
 from recbole_llamarec.integration.resume import State, resumable
 from recbole_llamarec.keys import shown
+from recbole_llamarec.retrieval.candidates import catalogue_scores
 from recbole_llamarec.tuning.curve import TrainingCurve
 
 logger = logging.getLogger(__name__)
@@ -147,9 +148,9 @@ def masking_seen(retriever, seen: SeenItems) -> Iterator[None]:
     predict = retriever.full_sort_predict
 
     def masked(interaction):
-        scores = predict(interaction).view(-1, retriever.n_items)  # [B, N]
+        scores = catalogue_scores(predict, interaction)  # [B, N]
         users, histories = interaction[retriever.USER_ID], interaction[retriever.ITEM_SEQ]
-        return scores.masked_fill(seen_mask(users, histories, seen, retriever.n_items), -torch.inf)
+        return scores.masked_fill(seen_mask(users, histories, seen, scores.shape[1]), -torch.inf)
 
     retriever.full_sort_predict = masked
     try:
