@@ -93,7 +93,7 @@ class LanguageModel:
         if directory is None:
             return add_adapter(base, settings.lora, self.parts.seed)
         try:
-            check_adapter(directory, dataset, dataset.dataset_name)
+            check_adapter(directory, dataset)
             return load_adapter(base, directory, trainable=True)
         except (FileNotFoundError, ValueError) as error:
             named = str(error).startswith("lora_adapter")

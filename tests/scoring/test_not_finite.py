@@ -32,7 +32,7 @@ def test_tuning_says_that_its_loss_is_not_finite(tiny_run):
 
 
 def test_a_validation_names_itself_user_and_remedy(tiny_run, monkeypatch):
-    run = run_of(tiny_run, train_eval_rows=None)
+    run = run_of(tiny_run, train_eval_rows=None, train_max_samples=8)
     step = TuningLoop._step
 
     def spoiling(self, progress, bar):
@@ -40,7 +40,7 @@ def test_a_validation_names_itself_user_and_remedy(tiny_run, monkeypatch):
         spoil(self.adapter.ranker.model)
 
     monkeypatch.setattr(TuningLoop, "_step", spoiling)
-    words = r"validation 2: the scores of verbalizer for row \d+ of the batch \(user '\d+'\).*llm_"
+    words = r"validation 1: the scores of verbalizer for row \d+ of the batch \(user '\d+'\).*llm_"
     with pytest.raises(ValueError, match=words):
         run.trainer.fit(run.train, run.valid)
 
@@ -61,7 +61,7 @@ def test_fusion_and_test_name_themselves(tiny_run, kind):
 def test_recommendations_and_rankings_hold_no_nan(trained):
     recommender = Recommender.from_checkpoint(trained.checkpoint, trained.data_path)
     items = recommender.tokens[1:6].tolist()
-    assert "NaN" not in json.dumps([vars(r) for r in recommender.recommend([items], k=3)[0]])
+    assert "NaN" not in json.dumps([vars(item) for item in recommender.recommend([items], k=3)[0]])
     spoil(recommender.model.scorers["verbalizer"].ranker.model)
     with pytest.raises(ValueError, match=r"recommend: the scores of verbalizer for row 0 .*llm_dt"):
         recommender.recommend([items], k=3)
