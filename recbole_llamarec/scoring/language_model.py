@@ -119,7 +119,7 @@ class LanguageModel:
             )
         except NotFiniteError as error:
             dataset, user = self.parts.dataset, int(rows.users[error.row])
-            who = f" (user {dataset.id2token(dataset.uid_field, user)!r})" if user else ""
+            who = f" (user {str(dataset.id2token(dataset.uid_field, user))!r})" if user else ""
             raise ValueError(
                 f"{self.stage}: the scores of {self.name} for row {error.row} of the batch{who} "
                 f"are not finite: {list(error.scores)}. {error.remedy}"

@@ -66,7 +66,7 @@ def test_recommendations_and_rankings_hold_no_nan(trained):
     with pytest.raises(ValueError, match=r"recommend: the scores of verbalizer for row 0 .*llm_dt"):
         recommender.recommend([items], k=3)
     with pytest.raises(ValueError, match="scores of verbalizer for row 0 .*not finite"):
-        recommender.rank([items[:2]], [items[2:]])
+        recommender.rank(items[:2], items[2:])
 
 
 def test_half_precision_that_overflows_is_an_error(tiny_run, workdir):
