@@ -8,6 +8,7 @@ later than before training, and then by an error that names the key.
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import logging
 import math
@@ -17,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +30,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests")]
 
-from helpers import checkpoint_of, tiny_settings, write_dataset  # noqa: E402
+from helpers import tiny_settings, write_dataset  # noqa: E402
 from runs import run_of  # noqa: E402
 
 from recbole_llamarec.integration.config_shims import check_values  # noqa: E402
 from recbole_llamarec.integration.known import rules_of  # noqa: E402
-from recbole_llamarec.keys import Rule  # noqa: E402
+from recbole_llamarec.keys import Rule, shown  # noqa: E402
 from recbole_llamarec.recbole_keys import RULES, RUN_RULES  # noqa: E402
 from recbole_llamarec.recommender import Recommender  # noqa: E402
 from recbole_llamarec.settings import all_keys  # noqa: E402
@@ -149,7 +151,8 @@ def pairs(n: int, seed: int) -> Iterator[Pair]:
     for _ in range(n):
         name, is_nested = generator.choice(names)
         pool = NASTY if generator.random() < 0.6 else values_like(name, rules[name, is_nested])
-        yield Pair(name, generator.choice(pool), is_nested)
+        # RecBole fills in what a mapping lacks: each run has a copy.
+        yield Pair(name, copy.deepcopy(generator.choice(pool)), is_nested)
 
 
 def values_like(name: str, rule: Rule) -> Sequence[Any]:
@@ -231,9 +234,9 @@ def run(llama: Path, pair: Pair) -> str:
             result = started.trainer.evaluate(started.test)
             if result and not all(map(math.isfinite, result.values())):
                 return f"not finite: {dict(result)}"
-            files = Path(started.trainer.saved_model_file).parent
+            checkpoint = started.trainer.saved_model_file
             data = pair.put(settings)["data_path"]
-            recommender = Recommender.from_checkpoint(checkpoint_of(files), data)
+            recommender = Recommender.from_checkpoint(checkpoint, data)
             recommender.recommend([recommender.tokens[1:4].tolist()], k=2)
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
@@ -241,6 +244,44 @@ def run(llama: Path, pair: Pair) -> str:
                 return f"after training began, {text}"
             return "refused" if pair.key in text else f"no key in the error, {text}"
     return "ran"
+
+
+def campaign(root: Path, llama: Path, count: int, generator: random.Random) -> int:
+    """Try values of keys, and one in twenty of those that are accepted in a run.
+
+    Args:
+        root: an empty folder.
+        llama: the language model.
+        count: values.
+        generator: chooses keys and values.
+
+    Returns:
+        the findings, which are printed.
+    """
+    base = base_values(root / "base", llama)
+    outcomes: Counter[str] = Counter()
+    accepted, faults = [], []
+    for pair in pairs(count, generator.randrange(2**32)):
+        outcome = check(base, pair)
+        outcomes[outcome] += 1
+        if outcome == "accepted" and pair.is_small:
+            accepted.append(pair)
+        elif outcome not in ("accepted", "refused"):
+            faults.append((pair, outcome))
+    runs: Counter[str] = Counter()
+    for pair in generator.sample(accepted, len(accepted) // 20):
+        outcome = run(llama, pair)
+        runs[outcome] += 1
+        if outcome not in ("ran", "refused"):
+            faults.append((pair, outcome))
+    for pair, outcome in faults:
+        print(f"{pair.key}: {shown(pair.value)}: {outcome}")
+    print(
+        f"{count} values: {outcomes['accepted']} accepted, {outcomes['refused']} refused; "
+        f"{runs.total()} of the accepted run: {runs['ran']} to the end, {runs['refused']} refused "
+        f"before training; {len(faults)} findings"
+    )
+    return len(faults)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from recbole.evaluator.register import metric_types
@@ -133,7 +134,11 @@ RULES: dict[str, Rule] = {
     "save_dataloaders": SWITCH,
     "dataset_save_path": optional(PATH),
     "dataloaders_save_path": optional(PATH),
-    "log_wandb": SWITCH,
+    "log_wandb": Rule(
+        "bool",
+        "False, or True where wandb is installed (pip install wandb)",
+        lambda value: value is False or (value is True and find_spec("wandb") is not None),
+    ),
     "wandb_project": TEXT,
     "shuffle": SWITCH,
     # Training

@@ -125,7 +125,7 @@ class LlamaRecTrainer(Trainer):
         with ExitStack() as stack:
             if language_model is not None:
                 log = self._files.score_log(name)
-                stack.enter_context(language_model.logging_batches(log, show_progress))
+                stack.enter_context(language_model.scoring(name, log, show_progress))
             yield stack.enter_context(self.model.evaluating(rerank=True, **options))
 
     def _train_retriever(self, train_data, valid_data, saved, show_progress, callback_fn) -> None:

@@ -22,6 +22,11 @@ def is_rank_metric(metric: str) -> bool:
     return metric_class is not None and list(metric_class.metric_need) == ["rec.topk"]
 
 
+def has_cutoffs(metric: str) -> bool:
+    """Whether a ranking metric is taken at each of ``topk``, as all but GAUC are."""
+    return bool({"rec.topk", "rec.items"}.intersection(metrics_dict[metric.lower()].metric_need))
+
+
 def only_rank_metrics(metrics: Sequence[str]) -> bool:
     """Whether all of them are rank metrics."""
     return all(map(is_rank_metric, metrics))

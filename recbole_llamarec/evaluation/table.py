@@ -194,7 +194,7 @@ def _as_text(title: str, stages: Sequence[StageResult], metrics: Sequence[str]) 
 def stage_means(users: pd.DataFrame, stage: str) -> dict[str, float]:
     """Means of a stage's metrics over a table of users; empty where there is no row."""
     suffix = f":{stage}"
-    columns = [c for c in users if c.endswith(suffix) and c != f"{RANK}{suffix}"]
+    columns = [c for c in users if c.endswith(suffix) and "@" in c.removesuffix(suffix)]
     if users.empty:
         return {}
     return {c.removesuffix(suffix): float(users[c].mean()) for c in columns}

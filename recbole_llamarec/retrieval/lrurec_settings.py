@@ -25,7 +25,7 @@ RULES: dict[str, Rule] = {
         "nothing (~), since the loss is over all items",
         lambda value: (
             value in (None, "None")
-            or (isinstance(value, Mapping) and value.get("distribution") in (None, "None", "none"))
+            or (isinstance(value, Mapping) and value.get("distribution") in ("None", "none"))
         ),
     ),
 }

@@ -204,6 +204,11 @@ def test_a_report_of_no_rows_has_no_ceiling():
     assert stage_means(users, "SASRec") == {}
 
 
+def test_the_means_of_a_scorers_stage_are_of_its_metrics_alone():
+    columns = {"rank:letters": [1, 2], "ndcg@10:letters": [1.0, 0.5], "first:letters": [0, 3]}
+    assert stage_means(pd.DataFrame(columns), "letters") == {"ndcg@10": 0.75}
+
+
 def test_paired_test_over_users():
     generator = np.random.default_rng(0)
     before = generator.random(200)
