@@ -16,6 +16,8 @@ import numpy as np
 from recbole_llamarec.data.windows import joined_windows
 
 ROWS_AT_A_TIME = 2**16  # whose windows are compared in one go
+# Column of a data set's rows: how many of the user's items were chosen before the row's target.
+CHOSEN_BEFORE = "_chosen_before"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class ChoiceRows:
         users, targets: of each row, int64 ``[rows]``.
         windows: items before the target, the oldest first, int64 ``[rows, L]``, 0 is padding.
         lengths: items of each window, int64 ``[rows]``.
-        times: of the targets, ``[rows]``.
+        times: of the targets, or any numbers in the order of these, ``[rows]``.
         parts: number of the file of each row, which orders rows of the same time, ``[rows]``.
     """
 
@@ -38,18 +40,26 @@ class ChoiceRows:
     parts: np.ndarray
 
     @classmethod
-    def of(cls, dataset: Any) -> ChoiceRows:
-        """The rows of a RecBole data set: of a part, or of all parts before they are split."""
+    def of(cls, dataset: Any, times: np.ndarray | None = None) -> ChoiceRows:
+        """The rows of a RecBole data set: of a part, or of all parts before they are split.
+
+        Args:
+            dataset: its rows are Interactions.
+            times: of the rows. If left out, rows that know what was chosen before them stand in
+                that order, and else in that of RecBole's times, which are rounded to float32.
+        """
         rows = dataset.inter_feat
         n_rows, sizes = len(rows), getattr(dataset, "file_size_list", [])
         no_order = np.zeros(n_rows, dtype=np.int64)
-        has_times = dataset.time_field in rows.interaction
+        for field in (CHOSEN_BEFORE, dataset.time_field):
+            if times is None and field in rows.interaction:
+                times = np.asarray(rows[field])
         return cls(
             users=np.asarray(rows[dataset.uid_field]),
             targets=np.asarray(rows[dataset.iid_field]),
             windows=np.asarray(rows[dataset.item_id_list_field]),
             lengths=np.asarray(rows[dataset.item_list_length_field]),
-            times=np.asarray(rows[dataset.time_field]) if has_times else no_order,
+            times=no_order if times is None else times,
             parts=np.repeat(np.arange(len(sizes)), sizes) if sum(sizes) == n_rows else no_order,
         )
 
@@ -57,8 +67,7 @@ class ChoiceRows:
     def order(self) -> np.ndarray:
         """The rows user by user, as users first appear, each user's in chronological order.
 
-        Rows of the same time (float32 in RecBole) stand in the order of their parts, the shorter
-        window first, and else as they are.
+        Of rows of the same time the earlier part comes first, and then the shorter window.
         """
         _, first, own = np.unique(self.users, return_index=True, return_inverse=True)
         return np.lexsort((self.lengths, self.parts, self.times, first[own]))

@@ -12,9 +12,9 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureType
 
-from recbole_llamarec.data.chronology import ChoiceRows, Chronology
+from recbole_llamarec.data.chronology import CHOSEN_BEFORE, ChoiceRows, Chronology
 from recbole_llamarec.data.item_text import format_fields, format_item_text, item_texts
-from recbole_llamarec.data.seen import CHOSEN_BEFORE, SeenItems
+from recbole_llamarec.data.seen import SeenItems
 from recbole_llamarec.keys import shown
 from recbole_llamarec.recbole_data_keys import DATA_RULES
 
@@ -90,10 +90,21 @@ class LlamaRecDataset(SequentialDataset):
             self.inter_feat.sort_values(
                 [self.uid_field, self.time_field], kind="stable", inplace=True, ignore_index=True
             )
+        times = self._exact_times()
         super()._change_feat_format()
-        chosen = Chronology.of(ChoiceRows.of(self), self.user_num)  # rows of all parts
+        chosen = Chronology.of(ChoiceRows.of(self, times), self.user_num)  # rows of all parts
         self.chosen = SeenItems(chosen.starts, chosen.items)
         self.inter_feat.update(Interaction({CHOSEN_BEFORE: torch.from_numpy(chosen.before)}))
+
+    def _exact_times(self) -> np.ndarray | None:
+        """Times of the rows of ready-made splits, which RecBole leaves in the order of the files.
+
+        All other rows have been sorted by them, and need none.
+        """
+        is_ready_made = self.benchmark_filename_list is not None
+        if not (self._is_exact and is_ready_made and self.time_field in self.inter_feat):
+            return None
+        return self.inter_feat[self.time_field].to_numpy(dtype=np.float64)
 
     def item_texts(self, fallback: str | None = None) -> list[str]:
         """The text of every item by internal id; ``""`` for the padding item 0.

@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_llamarec.data.chronology import ChoiceRows, Chronology
-
-# Column of a data set's rows: how many of the user's items were chosen before the row's target.
-CHOSEN_BEFORE = "_chosen_before"
+from recbole_llamarec.data.chronology import CHOSEN_BEFORE, ChoiceRows, Chronology
 
 
 @dataclass(frozen=True)

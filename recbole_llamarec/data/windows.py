@@ -45,11 +45,12 @@ def joined_windows(
     rows = [(i, [*own, targets[i]]) for i, own in enumerate(windows)]
     pieces: list[_Piece] = []
     recent: tuple[Any, ...] = ()  # the time of the rows that are added, and the one before
-    for (time, _), tied in groupby(rows, key=lambda row: times[row[0]]):
+    for time, tied in groupby(rows, key=lambda row: times[row[0]][0]):
         recent = recent if time in recent[:1] else (time, *recent[:1])
         waiting = list(tied)
         while waiting:
-            row, items = waiting.pop(_next_of([own for _, own in waiting], pieces))
+            parts = [times[row][1] for row, _ in waiting]
+            row, items = waiting.pop(_next_of([own for _, own in waiting], parts, pieces))
             _add(pieces, _Piece(items, time, {row: len(items) - 1}), recent)
     places: dict[int, int] = {}
     offset = 0
@@ -60,21 +61,22 @@ def joined_windows(
     return arrays, [places[row] for row in range(len(rows))]
 
 
-def _next_of(tied: Sequence[list[int]], pieces: Sequence[_Piece]) -> int:
-    """Which row of the same time comes first; windows are sorted by their lengths."""
-    if len(tied) == 1:
-        return 0
-    places = range(len(tied))
-    if pieces:
-        for place in reversed(places):  # the longest window that fits
-            if _continues(tied[place], pieces[-1].items):
+def _next_of(tied: Sequence[list[int]], parts: Sequence[int], pieces: Sequence[_Piece]) -> int:
+    """Which row of the same time comes first.
+
+    It is one of the earliest part, unless all of these continue rows that are still to come.
+    """
+    every = range(len(tied))
+    for places in ([i for i in every if parts[i] == parts[0]], every):
+        fitting = [i for i in places if pieces and _continues(tied[i], pieces[-1].items)]
+        if fitting:
+            return max(fitting, key=lambda i: len(tied[i]))
+        for place in places:
+            own = tied[place]
+            earlier = (tied[i] for i in every if i != place and len(tied[i]) <= len(own))
+            if not any(_continues(own, other) for other in earlier):
                 return place
-    starts = (
-        place
-        for place in places
-        if not any(_continues(tied[place], other) for other in tied if other is not tied[place])
-    )
-    return next(starts, 0)
+    return 0
 
 
 def _continues(row: list[int], items: list[int]) -> bool:
