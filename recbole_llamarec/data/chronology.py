@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,7 @@ class Chronology:
         firsts = np.flatnonzero(np.append(True, users[1:] != users[:-1])[: len(users)])
         before = np.zeros(len(order), dtype=np.int64)
         pieces: dict[int, list[np.ndarray]] = {}  # of each user
-        for start, end in zip(firsts, [*firsts[1:], len(order)], strict=True):
+        for start, end in pairwise([*firsts, len(order)]):
             own = order[start:end]
             if continues[start + 1 : end].all():
                 window = rows.windows[own[0], : rows.lengths[own[0]]]
@@ -154,3 +155,21 @@ class Chronology:
         if not len(self.items):
             return []
         return np.split(self.items, np.flatnonzero(~self.follows)[1:])
+
+
+def runs_of(users: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Put rows into the order in which they follow each other.
+
+    Args:
+        users: of each row, ``[rows]``.
+        before: how many of the user's choices stand before each row's target, ``[rows]``.
+
+    Returns:
+        the rows user by user, as users first appear, each user's in chronological order; and the
+        run of each, numbered from 0: in a run each target is the next choice behind the last one.
+    """
+    _, first, own = np.unique(users, return_index=True, return_inverse=True)
+    order = np.lexsort((before, first[own]))
+    users, before = users[order], before[order]
+    begins = (users[1:] != users[:-1]) | (before[1:] != before[:-1] + 1)
+    return order, np.append(0, np.cumsum(begins))[: len(order)]

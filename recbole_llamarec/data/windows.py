@@ -88,8 +88,8 @@ def _continues(row: list[int], items: list[int]) -> bool:
 def _add(pieces: list[_Piece], new: _Piece, recent: tuple[Any, ...]) -> None:
     """Add a row's window and target; the last piece is the latest.
 
-    A row continues or overlaps a recent piece. Of pieces of its own time, it may also stand in
-    front, or within one.
+    A row continues or overlaps a recent piece; one whose window reaches behind that, an earlier one
+    too. Of pieces of its own time, it may also stand in front, or within one.
 
     Args:
         pieces: changed in place.
@@ -117,7 +117,8 @@ def _add(pieces: list[_Piece], new: _Piece, recent: tuple[Any, ...]) -> None:
         if joined := _joined(piece, new) or (_joined(new, piece) if is_tied else None):
             pieces.remove(piece)
             new = joined
-            near = [own for own in reversed(pieces) if own.time in recent]
+            reaches_back = joined.items[: len(piece.items)] != piece.items
+            near = [own for own in reversed(pieces) if reaches_back or own.time in recent]
     pieces.append(new)
 
 

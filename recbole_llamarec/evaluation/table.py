@@ -91,7 +91,7 @@ class EvaluationReport:
     def caption(self) -> str:
         """What the tables are of."""
         seen = {
-            True: "all that the user has chosen before a row is masked",
+            True: "items already seen are masked",
             False: "seen items are not masked",
             "window": "items of the retriever's window are masked",
         }[self.masks_seen]
