@@ -24,6 +24,7 @@ from recbole_llamarec.data.ready_made import check_histories, keep_in_histories,
 from recbole_llamarec.data.times import times_of
 from recbole_llamarec.keys import shown
 from recbole_llamarec.recbole_data_keys import DATA_RULES
+from recbole_llamarec.version import __version__
 
 
 class AtomicDataset(SequentialDataset):
@@ -34,6 +35,7 @@ class AtomicDataset(SequentialDataset):
 
     Attributes:
         file_digests: by name, the SHA-256 of each file that was read.
+        version: of this package, that has read them.
         item_id_list_field: column of the histories.
     """
 
@@ -58,7 +60,7 @@ class AtomicDataset(SequentialDataset):
         super()._get_field_from_config()
         # RecBole names the attribute after the field, and reads it by this name all the same
         self.item_id_list_field = f"{self.iid_field}{self.config['LIST_SUFFIX']}"
-        self.file_digests = {}
+        self.file_digests, self.version = {}, __version__
         self._item_columns: dict[str, dict[str, str]] = {}  # by field, each item's text
 
     def _load_feat(self, filepath, source):
@@ -175,7 +177,8 @@ class AtomicDataset(SequentialDataset):
             if self.field2type[field] is not FeatureType.TOKEN:
                 raise DataSetError(
                     f"{self._key_of(field)}: {field!r} is of type "
-                    f"{self.field2type[field].value} in {files}. Ids are tokens: write {field}:token in the head line."
+                    f"{self.field2type[field].value} in {files}. Ids are tokens: write "
+                    f"{field}:token in the head line."
                 )
         has_ids = self.inter_feat[[self.uid_field, self.iid_field]].notna().all(axis=1)
         if not has_ids.all():
