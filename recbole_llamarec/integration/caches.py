@@ -6,7 +6,6 @@ have changed since, is taken without a word.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import pickle
 from collections.abc import Iterator
@@ -58,8 +57,7 @@ def create_dataset(config: Config):
         return _recbole_create_dataset(config)
     if config["retriever_checkpoint"] and order_of(config) is None:
         _number_by_retriever(config)
-    dataset_class = getattr(importlib.import_module("recbole.data.dataset"), f"{config['model']}Dataset")  # fmt: skip
-    name = f"{config['dataset']}-{dataset_class.__name__}.pth"
+    name = f"{config['dataset']}-LlamaRecDataset.pth"  # as Dataset.save names it
     file = Path(config["dataset_save_path"] or Path(config["checkpoint_dir"], name))
     dataset = _read(file)
     if dataset is not None and _is_current(file, dataset, config, DATASET_KEYS):
