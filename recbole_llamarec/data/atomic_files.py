@@ -155,8 +155,8 @@ def _not_in(path: Path, encoding: str) -> str:
     """Which line is not in an encoding, and what to do."""
     where = str(path)
     with path.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            found = "it is UTF-16"
+        if b"\0" in file.read(100):
+            found = "it seems to be UTF-16"
         else:
             file.seek(0)
             found = "it has other bytes"
@@ -168,7 +168,7 @@ def _not_in(path: Path, encoding: str) -> str:
                     break
     return (
         f"{where}: the file is not in {encoding}; {found}. Save it as UTF-8, or name its encoding "
-        "with the key encoding, such as encoding: utf-16 or encoding: latin-1."
+        "with the key encoding, such as encoding: utf-16 or latin-1."
     )
 
 
@@ -177,8 +177,8 @@ def _types_in(path: Path, head: str, separator: str) -> dict[str, str]:
     where = f"{path}, line 1: the head line"
     if "\0" in head:
         raise DataSetError(
-            f"{where} holds U+0000, so that the file is probably UTF-16. Save it as UTF-8, or name "
-            "its encoding with the key encoding, such as encoding: utf-16-le."
+            f"{where} holds U+0000, so that the file seems to be UTF-16. Save it as UTF-8, or name "
+            "its encoding with the key encoding, such as encoding: utf-16 or utf-16-le."
         )
     types: dict[str, str] = {}
     for name in head.removesuffix("\n").split(separator):

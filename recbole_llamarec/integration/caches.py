@@ -51,7 +51,7 @@ def create_dataset(config: Config):
         the data set.
 
     Raises:
-        ValueError: the data set has other items than the checkpoint.
+        FileNotFoundError, ValueError: there is no such checkpoint, or the data set has other items.
     """
     if config["model"] not in known.MODELS:
         return _recbole_create_dataset(config)

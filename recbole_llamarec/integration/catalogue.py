@@ -18,6 +18,8 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.dataset.dataset import Dataset
 from recbole.utils import FeatureType
 
+from recbole_llamarec.data.atomic_files import DataSetError
+
 logger = logging.getLogger(__name__)
 
 TOKENS = "tokens"  # key of a checkpoint
@@ -102,14 +104,14 @@ def require_same(order: TokenOrder | None, tokens: Mapping[str, Sequence[str]] |
         tokens: of the data set, from :func:`tokens_of`; ``None`` is not known.
 
     Raises:
-        ValueError: items, or users where weights belong to them, differ or stand in another order.
+        DataSetError: items, or users where weights belong to them, differ or are in another order.
     """
     if order is None or tokens is None:
         return
     for kind in (ITEMS, USERS) if order.reads_users else (ITEMS,):
         if list(order.tokens[kind]) != list(tokens[kind]):
             _require_same_set(order, kind, tokens[kind])
-            raise ValueError(
+            raise DataSetError(
                 f"The {kind} of {order.source} are those of the data set, but it numbers them "
                 "otherwise: the lines of the files stood in another order. Load the checkpoint "
                 "with load_data_and_model, or name it as retriever_checkpoint before the data set "
@@ -121,15 +123,15 @@ def _require_same_set(order: TokenOrder, kind: str, present: Sequence[str]) -> N
     known, found = set(order.tokens[kind]), set(present)
     new, gone = sorted(found - known), sorted(known - found)
     if new or gone:
-        parts = [
-            f"{len(tokens)} {words}, such as {tokens[0]!r}"
-            for tokens, words in ((new, "it does not know"), (gone, "are missing"))
-            if tokens
-        ]
-        raise ValueError(
-            f"The data set's {kind} are not those that {order.source} was trained on: of "
-            f"{len(found) - 1} {kind} {' and '.join(parts)}. Train anew on these data, or give the "
-            "files (and filters) that it was trained on."
+        parts = []
+        if new:
+            parts.append(f"it does not know {len(new)} of {len(found) - 1}, such as {new[0]!r}")
+        if gone:
+            parts.append(f"{len(gone)} of its {len(known) - 1} are missing, such as {gone[0]!r}")
+        raise DataSetError(
+            f"The data set's {kind} are not those that {order.source} was trained on: "
+            f"{'; '.join(parts)}. Train anew on these data, or give the files (and filters) that "
+            "it was trained on."
         )
 
 
@@ -137,7 +139,7 @@ def remap(self, remap_list) -> None:
     """RecBole's ``Dataset._remap``, which numbers items and users as a checkpoint does.
 
     Raises:
-        ValueError: the data set has other items than the checkpoint; says how many.
+        DataSetError: the data set has other items than the checkpoint; says how many.
     """
     _recbole_remap(self, remap_list)
     order = order_of(self.config)
