@@ -182,7 +182,7 @@ def _types_in(path: Path, head: str, separator: str) -> dict[str, str]:
         )
     types: dict[str, str] = {}
     for name in head.removesuffix("\n").split(separator):
-        field, _, kind = name.strip().rpartition(":")
+        field, _, kind = name.strip().partition(":")
         if not field or kind not in TYPES:
             raise DataSetError(
                 f"{where} holds {name!r}, which is no name:type. Write each column as name:type, "

@@ -91,6 +91,11 @@ class AtomicDataset(SequentialDataset):
         """One column's values, with its properties noted as RecBole does."""
         kind, separator = FeatureType(file.types[field]), self.config["seq_separator"]
         length, values = 1, None
+        if field in (self.uid_field, self.iid_field) and kind is not FeatureType.TOKEN:
+            raise DataSetError(
+                f"{self._key_of(field)}: {field!r} is of type {kind.value} in {file.path}. Ids are "
+                f"tokens: write {field}:token in the head line."
+            )
         if field == self.time_field and source is FeatureSource.INTERACTION:
             kind, values = FeatureType.FLOAT, times_of(file, field)
         elif kind is FeatureType.TOKEN:
@@ -173,12 +178,6 @@ class AtomicDataset(SequentialDataset):
                     f"{self._key_of(field)}: {field!r} is no loaded column of {files} (loaded: "
                     f"{', '.join(self.inter_feat.columns)}). Name its column by the key, and load "
                     f"it with load_col: {{inter: [..., {field}]}}."
-                )
-            if self.field2type[field] is not FeatureType.TOKEN:
-                raise DataSetError(
-                    f"{self._key_of(field)}: {field!r} is of type "
-                    f"{self.field2type[field].value} in {files}. Ids are tokens: write "
-                    f"{field}:token in the head line."
                 )
         has_ids = self.inter_feat[[self.uid_field, self.iid_field]].notna().all(axis=1)
         if not has_ids.all():
