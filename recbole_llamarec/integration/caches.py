@@ -10,6 +10,7 @@ import logging
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,11 @@ def load_split_dataloaders(config: Config):
 def _number_by_retriever(config: Config) -> None:
     file = config["retriever_checkpoint"]
     try:
-        number_by(config, order_in(load_checkpoint(file, map_location="cpu"), file))
+        order = order_in(load_checkpoint(file, map_location="cpu"), file)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"retriever_checkpoint: {error}") from error
+    if order is not None:
+        number_by(config, replace(order, source=f"retriever_checkpoint: {file!r}"))
 
 
 def _read(file: Path) -> Any:

@@ -16,7 +16,7 @@ from recbole.quick_start import load_data_and_model, run_recbole
 from recbole.utils import get_model, get_trainer
 
 from recbole_llamarec.files import save_tensors
-from recbole_llamarec.integration.catalogue import order_in
+from recbole_llamarec.integration.catalogue import TokenOrder, number_by, order_in
 from recbole_llamarec.integration.checkpoints import load_checkpoint
 from recbole_llamarec.recommender import Recommender
 from recbole_llamarec.tuning.state import result_settings
@@ -147,11 +147,11 @@ def test_a_data_set_that_is_made_already_is_refused_where_its_order_differs(run,
 
 def test_a_training_that_goes_on_is_of_the_same_items(run, other_data):
     """RecBole's ``resume_checkpoint`` of a retriever by itself."""
+    reverse(other_data)
     changes = {"model": "LRURec", "epochs": 1, "metrics": ["NDCG"]}
-    own = {key: value for key, value in run.settings.items() if key in (
-        "dataset", "checkpoint_dir", "load_col", "MAX_ITEM_LIST_LENGTH", "valid_metric", "topk")}  # fmt: skip
+    of_data = ("dataset", "checkpoint_dir", "load_col", "MAX_ITEM_LIST_LENGTH")
+    own = {key: run.settings[key] for key in (*of_data, "valid_metric", "topk")}
     for data_path, is_same in ((run.settings["data_path"], True), (str(other_data.parent), False)):
-        reverse(other_data)
         config = Config(config_dict=own | changes | {"data_path": data_path})
         train, valid, _ = data_preparation(config, create_dataset(config))
         model = get_model("LRURec")(config, train.dataset)
@@ -205,7 +205,7 @@ def test_damaged_tokens_are_refused(tokens):
 )
 def test_users_matter_where_weights_belong_to_them(run, workdir, name, reads_users):
     settings = {key: run.settings[key] for key in ("dataset", "data_path", "load_col")}
-    negatives = {} if name in ("HGN", "FPMC", "TransRec") else {"train_neg_sample_args": None}
+    negatives = {} if name in ("FPMC", "TransRec") else {"train_neg_sample_args": None}
     config = Config(model=name, config_dict=settings | negatives)
     dataset = create_dataset(config)
     dataset.build()
@@ -215,3 +215,19 @@ def test_users_matter_where_weights_belong_to_them(run, workdir, name, reads_use
     }
     weights = get_model(name)(config, dataset).state_dict()
     assert order_in({"tokens": tokens, "state_dict": weights}, "a.pth").reads_users is reads_users
+
+
+def test_users_that_differ_are_refused_where_weights_belong_to_them(run, other_data):
+    tokens = load_checkpoint(run.checkpoint)["tokens"]
+    reverse(other_data)
+    change(other_data / "tiny.inter", lambda lines: [*lines, *(f"u\ti{n}\t{n}" for n in range(5))])
+    for reads_users in (True, False):
+        config = Config(config_dict=run.settings | {"data_path": str(other_data.parent)})
+        number_by(config, TokenOrder("a checkpoint", tokens, reads_users))
+        if reads_users:
+            with pytest.raises(ValueError, match="users are not .* know 1 of 41, such as 'u'"):
+                create_dataset(config)
+        else:
+            dataset = create_dataset(config)
+            assert dataset.field2id_token["item_id"].tolist() == tokens["items"]
+            assert dataset.user_num == 42
