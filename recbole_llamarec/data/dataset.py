@@ -26,6 +26,10 @@ class LlamaRecDataset(AtomicDataset):
     (``item_text_missing: drop``, the paper's preparation) or kept (``fallback``).
     """
 
+    def _text_fields(self) -> tuple[str, ...]:
+        template = self.config["item_text_format"]
+        return format_fields(template) if template else ()
+
     def _prepare(self) -> None:
         if self.config["item_text_format"]:
             self._check_item_fields()

@@ -19,7 +19,6 @@ from recbole_llamarec.data.atomic_files import (
     digest_of,
     read_atomic_file,
 )
-from recbole_llamarec.data.item_text import format_fields
 from recbole_llamarec.data.ready_made import check_histories, keep_in_histories, padding_in
 from recbole_llamarec.data.times import times_of
 from recbole_llamarec.keys import shown
@@ -135,12 +134,15 @@ class AtomicDataset(SequentialDataset):
                 f"{file.path}: {doubled.size} rows repeat an id of a row before, such as "
                 f"{doubled.iloc[0]!r}, and are left out"
             )
-        if source is FeatureSource.ITEM and self.config["item_text_format"]:
-            rows = np.flatnonzero(has_id & is_first)
-            for name in set(format_fields(self.config["item_text_format"])) & file.columns.keys():
-                cells = file.columns[name]
+        rows = np.flatnonzero(has_id & is_first)
+        for name in self._text_fields() if source is FeatureSource.ITEM else ():
+            if cells := file.columns.get(name):
                 self._item_columns[name] = {frame[field][row]: cells[row] for row in rows}
         return frame[has_id & is_first].reset_index(drop=True)
+
+    def _text_fields(self) -> tuple[str, ...]:
+        """Fields of ``.item`` whose text is kept as written."""
+        return ()
 
     def _key_of(self, field: str) -> str:
         return "USER_ID_FIELD" if field == self.uid_field else "ITEM_ID_FIELD"

@@ -197,3 +197,11 @@ def test_the_other_columns_are_as_recbole_reads_them(workdir):
             assert np.array_equal(one[field], other[field]), field
     for properties in ("field2type", "field2source", "field2seqlen", "field2bucketnum"):
         assert getattr(ours, properties) == getattr(theirs, properties)
+
+
+def test_recboles_own_models_read_quotation_marks_alike(workdir):
+    """Which would otherwise lose the items of the lines that a quotation mark swallows."""
+    write(workdir, inter=INTER, item=with_title('"Til Dawn'))
+    dataset = read(workdir, model="SASRec", train_neg_sample_args=None)
+    assert set(dataset.field2id_token["item_id"]) == {"[PAD]", *TEXTS}
+    assert '"Til' in dataset.field2id_token["title"]
