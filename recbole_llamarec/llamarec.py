@@ -13,6 +13,7 @@ from recbole.utils import InputType
 
 from recbole_llamarec.data.seen import SeenItems, items_to_mask, seen_mask
 from recbole_llamarec.evaluation.passes import EvaluationPass, best_first_of
+from recbole_llamarec.integration.catalogue import tokens_of
 from recbole_llamarec.integration.configs import known_keys
 from recbole_llamarec.retrieval.candidates import Candidates, propose
 from recbole_llamarec.retrieval.retriever import build_retriever
@@ -38,6 +39,7 @@ class LlamaRec(SequentialRecommender):
         ValueError: a key is wrong or the data set does not suit it; says which and what to do.
 
     Attributes:
+        catalogue: tokens of items and users, which checkpoints hold.
         scorers: by name, in the order of the fusion.
         fusion: how they decide together with the retriever.
         item_counts: how often each item is a target in training, int64 ``[n_items]``.
@@ -52,6 +54,7 @@ class LlamaRec(SequentialRecommender):
         if unknown:
             self.logger.warning(f"Nothing reads these keys: {', '.join(unknown)}")
         self.seed = config["seed"]
+        self.catalogue = tokens_of(dataset)
         self.item_texts = dataset.item_texts(self.settings.item_text_fallback)
         self.seen = SeenItems.of_training(dataset)
         targets = np.asarray(dataset.inter_feat[self.ITEM_ID])

@@ -18,6 +18,13 @@ from recbole.utils import set_color
 
 from recbole_llamarec.checksums import check_seal, sealed
 from recbole_llamarec.files import PART, save_tensors, written_whole
+from recbole_llamarec.integration.catalogue import (
+    TOKENS,
+    number_by,
+    order_in,
+    require_same,
+    tokens_of,
+)
 from recbole_llamarec.integration.inert import read_pickled
 from recbole_llamarec.integration.values import config_from_file, is_plain, plain
 
@@ -130,7 +137,13 @@ def _torch_loads_by(load: Callable[..., Any]) -> Iterator[None]:
 @functools.wraps(_recbole_resume_checkpoint)
 def resume_checkpoint(self, resume_file):
     """RecBole's ``Trainer.resume_checkpoint``, which loads by :func:`load_checkpoint`."""
-    with _torch_loads_by(load_checkpoint):
+
+    def load(file: str | Path, map_location: Any = None) -> dict[str, Any]:
+        checkpoint = load_checkpoint(file, map_location)
+        self.resumed_order = order_in(checkpoint, file)  # compared when ``fit`` has the data
+        return checkpoint
+
+    with _torch_loads_by(load):
         return _recbole_resume_checkpoint(self, resume_file)
 
 
@@ -138,7 +151,8 @@ def load_data_and_model(model_file: str | Path, data_path: str | Path | None = N
     """RecBole's ``load_data_and_model``, for a file of anybody.
 
     Names of folders and of GPUs are not taken from the file; see
-    :func:`~recbole_llamarec.integration.values.config_from_file`.
+    :func:`~recbole_llamarec.integration.values.config_from_file`. The data set numbers its items
+    and users as the file does, in whatever order they stand on the disk now.
 
     Args:
         model_file: the checkpoint.
@@ -150,7 +164,8 @@ def load_data_and_model(model_file: str | Path, data_path: str | Path | None = N
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or no such data set in ``data_path``.
-        ValueError: the checkpoint is damaged, or its settings cannot be used.
+        ValueError: the checkpoint is damaged, its settings cannot be used, or the data set has
+            other items than it was trained on; says how many.
     """
 
     def load(file: str | Path) -> dict[str, Any]:
@@ -166,10 +181,19 @@ def load_data_and_model(model_file: str | Path, data_path: str | Path | None = N
                 f"The data set {config['dataset']!r} of {str(file)!r} is not at "
                 f"{config['data_path']!r}; name the folder that it lies in as data_path."
             )
+        number_by(config, order_in(checkpoint, file))
         return {**plain(checkpoint, config["device"]), "config": config}
 
     with _torch_loads_by(load):
-        return _recbole_load_data_and_model(str(model_file))
+        try:
+            return _recbole_load_data_and_model(str(model_file))
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise ValueError(
+                f"The weights in {str(model_file)!r} do not fit the data set: it was trained on "
+                f"other data, or filters ({error}). Train anew, or give the data it was trained on."
+            ) from error
 
 
 @functools.wraps(_recbole_evaluate)
@@ -181,6 +205,7 @@ def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progre
     if eval_data and load_best_model:
         file = model_file or self.saved_model_file
         checkpoint = load_checkpoint(file, map_location=self.device)
+        require_same(order_in(checkpoint, file), tokens_of(eval_data.dataset))
         self.model.load_state_dict(checkpoint["state_dict"])
         self.model.load_other_parameter(checkpoint.get("other_parameter"))
         self.logger.info(f"Loading model structure and parameters from {file}")
@@ -219,7 +244,8 @@ def save_checkpoint(self, epoch, verbose=True, **kwargs) -> None:
 
 
 def _state_of(trainer, epoch: int, others: dict[str, Any]) -> dict[str, Any]:
-    """What RecBole saves, as tensors and plain values."""
+    """What RecBole saves, as tensors and plain values, and whose rows the weights are."""
+    tokens = getattr(trainer.model, "catalogue", None)
     return {
         "format": FORMAT,
         "config": plain(trainer.config.final_config_dict),
@@ -229,6 +255,7 @@ def _state_of(trainer, epoch: int, others: dict[str, Any]) -> dict[str, Any]:
         "state_dict": dict(trainer.model.state_dict()),
         "other_parameter": others,
         "optimizer": plain(trainer.optimizer.state_dict()),
+        **({TOKENS: tokens} if tokens else {}),
     }
 
 
@@ -260,6 +287,8 @@ def runs_recboles_loop(trainer) -> bool:
 @functools.wraps(_recbole_fit)
 def fit(self, train_data, valid_data=None, verbose=True, saved=True, *args, **kwargs):
     """RecBole's ``Trainer.fit``, which at its end notes in the checkpoint that it has ended."""
+    self.model.catalogue = tokens_of(train_data.dataset)
+    require_same(getattr(self, "resumed_order", None), self.model.catalogue)
     result = _recbole_fit(self, train_data, valid_data, verbose, saved, *args, **kwargs)
     file = Path(self.saved_model_file)
     if saved and _writes(self) and file.is_file():

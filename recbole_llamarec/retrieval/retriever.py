@@ -12,6 +12,7 @@ import torch
 from recbole.utils import get_trainer
 
 from recbole_llamarec.data.seen import SeenItems, seen_mask
+from recbole_llamarec.integration.catalogue import order_in, require_same, tokens_of
 from recbole_llamarec.integration.checkpoints import (
     load_checkpoint,
     torch_loads_inertly,
@@ -53,7 +54,9 @@ def build_retriever(config, name: str, overrides: Mapping[str, Any], dataset):
         derived = retriever_config(config, name, overrides)
         report_retriever_keys(derived, overrides)
         with torch_loads_inertly():
-            return model_class(derived, dataset).to(derived["device"]), derived
+            retriever = model_class(derived, dataset).to(derived["device"])
+        retriever.catalogue = tokens_of(dataset)
+        return retriever, derived
     except Exception as error:  # RecBole's models check few of their values
         if "retriever_config" in str(error):
             raise
@@ -201,7 +204,7 @@ def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is damaged, it is of another model,
-            or its shapes are of another data set; the message names ``key``.
+            or its items or shapes are of another data set; the message names ``key``.
     """
     try:
         checkpoint = load_checkpoint(file, map_location=next(retriever.parameters()).device)
@@ -214,6 +217,10 @@ def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever
             f"{saved_name}, or name a checkpoint of {name}."
         )
     warn_of_interruption(checkpoint, file)
+    try:
+        require_same(order_in(checkpoint, file), getattr(retriever, "catalogue", None))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
     try:
         retriever.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:

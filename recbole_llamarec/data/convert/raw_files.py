@@ -228,9 +228,6 @@ def json_object(line: str) -> dict:
 # --- writing ------------------------------------------------------------------------------------
 
 
-PARTING = re.compile("[\t\r\n]+")
-
-
 class AtomicFiles:
     """The two atomic files of a data set, which appear together or not at all.
 
@@ -271,11 +268,11 @@ class AtomicFiles:
         return self.out / f".{self.out.name}.{ending}.unfinished"
 
     def write(self, ending: str, head: Row, rows: Iterable[Row], report: FileReport) -> None:
-        """Write one file. Atomic files have no quoting: what parts fields or lines is a space."""
-        with self.unfinished(ending).open("w", encoding="utf-8", newline="\n") as file:
+        """Write one file; its fields, which hold no tabs and line breaks, stand as they are."""
+        with self.unfinished(ending).open("w", encoding="utf-8", newline="") as file:
             file.write("\t".join(head) + "\n")
             for row in rows:
-                file.write("\t".join(PARTING.sub(" ", field) for field in row) + "\n")
+                file.write("\t".join(row) + "\n")
                 report.written += 1
 
     def first_of_each(self, rows: Iterable[Row], report: FileReport) -> Iterator[Row]:
