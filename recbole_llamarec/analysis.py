@@ -23,8 +23,7 @@ from recbole_llamarec.files import written_whole
 from recbole_llamarec.report import INSTALL
 
 RETRIEVER_RANK = "retriever_rank"  # a grouping by the ranks of the first stage, whatever its name
-MOST = 1000  # candidates, and places of a cut-off
-RANK_EDGES = (1, 2, 4, 6, 11)
+MOST, RANK_EDGES = 1000, (1, 2, 4, 6, 11)  # MOST candidates, and places of a cut-off
 GROUPINGS = {
     RETRIEVER_RANK: "rank of the target by the retriever",
     "history_length": "items in the history",
@@ -52,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = describe(users, options.candidates, options.topk)
         print(text)
         if options.out:
+            figure = plot(users, options.candidates, options.topk)
             with written_whole(Path(f"{options.out}.md"), "--out") as part:
                 part.write_text(text, encoding="utf-8")
-            figure = plot(users, options.candidates, options.topk)
             with written_whole(Path(f"{options.out}.html"), "--out") as part:
                 figure.write_html(part, include_plotlyjs=True)
     except (OSError, ValueError) as error:

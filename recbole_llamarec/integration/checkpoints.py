@@ -26,10 +26,10 @@ from recbole_llamarec.integration.catalogue import (
     tokens_of,
 )
 from recbole_llamarec.integration.inert import read_pickled
+from recbole_llamarec.integration.interruption import FINISHED, warn_of_interruption
 from recbole_llamarec.integration.values import config_from_file, is_plain, plain
 
 FORMAT = "recbole-llamarec 1"
-FINISHED = "finished"  # whether the training has ended; absent where that cannot be told
 
 logger = logging.getLogger(__name__)
 _torch_load = torch.load
@@ -78,33 +78,6 @@ def load_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
             "version wrote it, or it was written anew by another program, or it is cut off."
         )
     return checkpoint
-
-
-def warn_of_interruption(checkpoint: dict[str, Any], file: str | Path) -> None:
-    """Say of a checkpoint that its training came to no end, and how far it came.
-
-    RecBole writes a checkpoint whenever the validation is better than before, so that a training
-    that was killed leaves one like any other. This package notes in it whether its training has
-    ended; of one that RecBole wrote by itself nobody can tell.
-
-    Args:
-        checkpoint: from :func:`load_checkpoint`.
-        file: where it is, for the message.
-    """
-    if checkpoint.get(FINISHED, True):
-        return
-    config = checkpoint["config"]
-    if config.get("model") == "LlamaRec":
-        state = "before its fusion was set, so that its order is not that of the finished run"
-    else:
-        state = (
-            f"and holds the best state so far, of epoch {checkpoint['epoch'] + 1} of at most "
-            f"{config.get('epochs')}"
-        )
-    logger.warning(
-        f"The training of {str(file)!r} was interrupted {state}. Give the command of that run "
-        "again to complete it."
-    )
 
 
 # --- shims of RecBole's reading and writing ----------------------------------------------------

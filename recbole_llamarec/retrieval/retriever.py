@@ -13,11 +13,7 @@ from recbole.utils import get_trainer
 
 from recbole_llamarec.data.seen import SeenItems, seen_mask
 from recbole_llamarec.integration.catalogue import order_in, require_same, tokens_of
-from recbole_llamarec.integration.checkpoints import (
-    load_checkpoint,
-    torch_loads_inertly,
-    warn_of_interruption,
-)
+from recbole_llamarec.integration.checkpoints import load_checkpoint, torch_loads_inertly
 from recbole_llamarec.integration.configs import (
     logging_stage,
     report_retriever_keys,
@@ -25,6 +21,7 @@ from recbole_llamarec.integration.configs import (
     retriever_loaders,
     sequential_model_class,
 )
+from recbole_llamarec.integration.interruption import warn_of_interruption
 from recbole_llamarec.integration.resume import State, resumable
 from recbole_llamarec.keys import shown
 from recbole_llamarec.retrieval.candidates import catalogue_scores
