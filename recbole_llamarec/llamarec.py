@@ -12,6 +12,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from recbole_llamarec.data.seen import SeenItems, chosen_before, items_to_mask, seen_mask
+from recbole_llamarec.evaluation.metrics import require_items
 from recbole_llamarec.evaluation.passes import EvaluationPass, best_first_of
 from recbole_llamarec.integration.configs import known_keys
 from recbole_llamarec.retrieval.candidates import Candidates, propose
@@ -58,6 +59,7 @@ class LlamaRec(SequentialRecommender):
         self.seen, self.chosen = SeenItems.of_training(dataset), dataset.chosen
         targets = np.asarray(dataset.inter_feat[self.ITEM_ID])
         self.item_counts = np.bincount(targets, minlength=self.n_items)
+        require_items(config["topk"], self.n_items - 1)
         self._check_catalogue()
         self.retriever, self.retriever_config = build_retriever(
             config, self.settings.retriever, self.settings.retriever_config or {}, dataset

@@ -42,23 +42,9 @@ class LlamaRecDataset(SequentialDataset):
             super().__init__(config)
 
     def build(self):
-        """RecBole's split into data sets of training, validation and test.
-
-        Raises:
-            ValueError: the data set cannot be split, or has fewer items than ``topk`` asks for.
-        """
-        self._check_topk()
+        """RecBole's split into data sets of training, validation and test."""
         with _naming_settings(self.config):
             return super().build()
-
-    def _check_topk(self) -> None:
-        """RecBole would fail on this at the first validation."""
-        longest, n_items = max(self.config["topk"]), self.item_num - 1  # without the padding item
-        if longest > n_items:
-            raise ValueError(
-                f"topk: {self.config['topk']} asks for the first {longest} items, but the data set "
-                f"{self.dataset_name!r} has {n_items}. Use cut-offs of at most {n_items}."
-            )
 
     def _data_filtering(self):
         if self.time_field not in self.inter_feat:

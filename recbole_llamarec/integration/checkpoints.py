@@ -14,9 +14,10 @@ from typing import Any
 import recbole.quick_start.quick_start as quick_start
 import recbole.trainer.trainer as trainer_module
 import torch
-from recbole.utils import set_color
+from recbole.utils import EvaluatorType, set_color
 
 from recbole_llamarec.checksums import check_seal, sealed
+from recbole_llamarec.evaluation.metrics import require_items
 from recbole_llamarec.files import PART, save_tensors, written_whole
 from recbole_llamarec.integration.inert import read_pickled
 from recbole_llamarec.integration.values import config_from_file, is_plain, plain
@@ -263,7 +264,12 @@ def runs_recboles_loop(trainer) -> bool:
 
 @functools.wraps(_recbole_fit)
 def fit(self, train_data, valid_data=None, verbose=True, saved=True, *args, **kwargs):
-    """RecBole's ``Trainer.fit``, which at its end notes in the checkpoint that it has ended."""
+    """RecBole's ``Trainer.fit``, which at its end notes in the checkpoint that it has ended.
+
+    It begins with a check of what fails at the first validation.
+    """
+    if valid_data and self.config["eval_type"] == EvaluatorType.RANKING:
+        require_items(self.config["topk"], train_data.dataset.item_num - 1)
     result = _recbole_fit(self, train_data, valid_data, verbose, saved, *args, **kwargs)
     file = Path(self.saved_model_file)
     if saved and _writes(self) and file.is_file():
