@@ -43,6 +43,25 @@ def test_what_a_recommendation_carries(recommender, test_rows):
     assert all(item.text.startswith("The ") for item in result)
 
 
+def test_seen_items_stand_last_for_a_history_almost_as_long_as_the_catalogue(recommender):
+    *history, one, two, three = recommender.tokens[1:].tolist()
+    (result,) = recommender.recommend([history], 12)  # of 8 candidates 5 have been seen
+    assert {item.item for item in result[:3]} == {one, two, three}
+    assert all(item.score is not None for item in result[:3])
+    assert all(item.score is None and item.probability is None for item in result[3:])
+    assert {item.item for item in result[3:]} <= set(history)
+
+
+def test_a_known_users_training_items_stand_last_whatever_history_is_given(recommender, test_rows):
+    users, histories, _ = test_rows
+    n_items = recommender.model.n_items - 1
+    (result,) = recommender.recommend([histories[0][-1:]], n_items, users[:1])
+    n_seen = len(histories[0])  # all but the test item; the last one is in the history
+    assert {item.item for item in result[n_items - n_seen :]} == set(histories[0])
+    (of_new_user,) = recommender.recommend([histories[0][-1:]], n_items)
+    assert of_new_user[-1].item == histories[0][-1]
+
+
 def test_given_candidates_are_ranked_as_in_a_recommendation(recommender, test_rows):
     _, histories, _ = test_rows
     (result,) = recommender.recommend(histories[:1], 8)

@@ -21,11 +21,14 @@ class Candidates:
         order: int64 item ids ``[B, N]``, each row a permutation, best first.
         items: int64 ``[B, K]``, the candidates: the first K of ``order``.
         scores: float32 ``[B, K]``, the retriever's log-probabilities among the candidates.
+        masked: bool ``[B, K]``, candidates that stand behind all others whatever the scorers say;
+            there are some where fewer than K items are left.
     """
 
     order: Tensor
     items: Tensor
     scores: Tensor
+    masked: Tensor
 
     @property
     def n_items(self) -> int:
@@ -91,7 +94,10 @@ def propose(retriever, interaction, k: int, masked: Tensor | None = None) -> Can
     order = ranked_items(scores, masked)
     items = order[:, : min(k, scores.shape[1] - 1)]  # without the padding item
     among = scores.gather(1, items).double().log_softmax(dim=1)  # [B, K]
-    return Candidates(order, items, among.float())
+    is_masked = torch.zeros_like(items, dtype=torch.bool)  # [B, K]
+    if masked is not None:
+        is_masked = masked.to(items.device).gather(1, items)
+    return Candidates(order, items, among.float(), is_masked)
 
 
 @torch.no_grad()

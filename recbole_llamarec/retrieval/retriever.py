@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from recbole.utils import get_trainer
 
-from recbole_llamarec.data.seen import SeenItems, seen_mask
+from recbole_llamarec.data.seen import SeenItems, chosen_before, seen_mask
 from recbole_llamarec.integration.catalogue import order_in, require_same, tokens_of
 from recbole_llamarec.integration.checkpoints import load_checkpoint, torch_loads_inertly
 from recbole_llamarec.integration.configs import (
@@ -150,7 +150,9 @@ def masking_seen(retriever, seen: SeenItems) -> Iterator[None]:
     def masked(interaction):
         scores = catalogue_scores(predict, interaction)  # [B, N]
         users, histories = interaction[retriever.USER_ID], interaction[retriever.ITEM_SEQ]
-        return scores.masked_fill(seen_mask(users, histories, seen, scores.shape[1]), -torch.inf)
+        before = chosen_before(interaction)
+        last = seen_mask(users, histories, seen, scores.shape[1], before)
+        return scores.masked_fill(last, -torch.inf)
 
     retriever.full_sort_predict = masked
     try:
