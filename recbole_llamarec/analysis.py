@@ -19,11 +19,11 @@ from tabulate import tabulate
 from recbole_llamarec.evaluation.metrics import metrics_of_ranks
 from recbole_llamarec.evaluation.table import RANK
 from recbole_llamarec.evaluation.users_file import read_run_users
+from recbole_llamarec.files import written_whole
 from recbole_llamarec.report import INSTALL
 
 RETRIEVER_RANK = "retriever_rank"  # a grouping by the ranks of the first stage, whatever its name
-MOST = 1000  # candidates, and places of a cut-off
-RANK_EDGES = (1, 2, 4, 6, 11)
+MOST, RANK_EDGES = 1000, (1, 2, 4, 6, 11)  # MOST candidates, and places of a cut-off
 GROUPINGS = {
     RETRIEVER_RANK: "rank of the target by the retriever",
     "history_length": "items in the history",
@@ -51,9 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = describe(users, options.candidates, options.topk)
         print(text)
         if options.out:
-            Path(f"{options.out}.md").write_text(text, encoding="utf-8")
             figure = plot(users, options.candidates, options.topk)
-            figure.write_html(f"{options.out}.html", include_plotlyjs=True)
+            with written_whole(Path(f"{options.out}.md"), "--out") as part:
+                part.write_text(text, encoding="utf-8")
+            with written_whole(Path(f"{options.out}.html"), "--out") as part:
+                figure.write_html(part, include_plotlyjs=True)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
 

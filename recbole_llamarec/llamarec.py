@@ -12,7 +12,9 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from recbole_llamarec.data.seen import SeenItems, chosen_before, items_to_mask, seen_mask
+from recbole_llamarec.evaluation.metrics import require_items
 from recbole_llamarec.evaluation.passes import EvaluationPass, best_first_of
+from recbole_llamarec.integration.catalogue import tokens_of
 from recbole_llamarec.integration.configs import known_keys
 from recbole_llamarec.retrieval.candidates import Candidates, propose
 from recbole_llamarec.retrieval.retriever import build_retriever
@@ -38,6 +40,7 @@ class LlamaRec(SequentialRecommender):
         ValueError: a key is wrong or the data set does not suit it; says which and what to do.
 
     Attributes:
+        catalogue: tokens of items and users, which checkpoints hold.
         seen: what each user has chosen in the training part.
         chosen: what each user has chosen in all parts; a row knows how much of it came before.
         scorers: by name, in the order of the fusion.
@@ -54,10 +57,12 @@ class LlamaRec(SequentialRecommender):
         if unknown:
             self.logger.warning(f"Nothing reads these keys: {', '.join(unknown)}")
         self.seed = config["seed"]
+        self.catalogue = tokens_of(dataset)
         self.item_texts = dataset.item_texts(self.settings.item_text_fallback)
         self.seen, self.chosen = SeenItems.of_training(dataset), dataset.chosen
         targets = np.asarray(dataset.inter_feat[self.ITEM_ID])
         self.item_counts = np.bincount(targets, minlength=self.n_items)
+        require_items(config["topk"], self.n_items - 1)
         self._check_catalogue()
         self.retriever, self.retriever_config = build_retriever(
             config, self.settings.retriever, self.settings.retriever_config or {}, dataset

@@ -214,7 +214,9 @@ def test_cut_offs_beyond_the_catalogue_are_refused_before_training(workdir, mode
     if model == "LRURec":
         run = {key: value for key, value in run.items() if not key.startswith(("r", "ev"))}
     with pytest.raises(ValueError, match=rf"topk: \[5, {N_ITEMS + 1}\].*has {N_ITEMS}\."):
-        run_of(run)
+        started = run_of(run)
+        started.trainer.fit(started.train, started.valid)
+    assert not list(Path(run["checkpoint_dir"]).glob("*"))
 
 
 def test_users_who_choose_again_are_counted_in_a_warning(workdir, caplog):

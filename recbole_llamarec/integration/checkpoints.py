@@ -14,15 +14,23 @@ from typing import Any
 import recbole.quick_start.quick_start as quick_start
 import recbole.trainer.trainer as trainer_module
 import torch
-from recbole.utils import set_color
+from recbole.utils import EvaluatorType, set_color
 
 from recbole_llamarec.checksums import check_seal, sealed
+from recbole_llamarec.evaluation.metrics import require_items
 from recbole_llamarec.files import PART, save_tensors, written_whole
+from recbole_llamarec.integration.catalogue import (
+    TOKENS,
+    number_by,
+    order_in,
+    require_same,
+    tokens_of,
+)
 from recbole_llamarec.integration.inert import read_pickled
+from recbole_llamarec.integration.interruption import FINISHED, warn_of_interruption
 from recbole_llamarec.integration.values import config_from_file, is_plain, plain
 
 FORMAT = "recbole-llamarec 1"
-FINISHED = "finished"  # whether the training has ended; absent where that cannot be told
 
 logger = logging.getLogger(__name__)
 _torch_load = torch.load
@@ -73,33 +81,6 @@ def load_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
     return checkpoint
 
 
-def warn_of_interruption(checkpoint: dict[str, Any], file: str | Path) -> None:
-    """Say of a checkpoint that its training came to no end, and how far it came.
-
-    RecBole writes a checkpoint whenever the validation is better than before, so that a training
-    that was killed leaves one like any other. This package notes in it whether its training has
-    ended; of one that RecBole wrote by itself nobody can tell.
-
-    Args:
-        checkpoint: from :func:`load_checkpoint`.
-        file: where it is, for the message.
-    """
-    if checkpoint.get(FINISHED, True):
-        return
-    config = checkpoint["config"]
-    if config.get("model") == "LlamaRec":
-        state = "before its fusion was set, so that its order is not that of the finished run"
-    else:
-        state = (
-            f"and holds the best state so far, of epoch {checkpoint['epoch'] + 1} of at most "
-            f"{config.get('epochs')}"
-        )
-    logger.warning(
-        f"The training of {str(file)!r} was interrupted {state}. Give the command of that run "
-        "again to complete it."
-    )
-
-
 # --- shims of RecBole's reading and writing ----------------------------------------------------
 
 _recbole_evaluate = trainer_module.Trainer.evaluate
@@ -130,7 +111,13 @@ def _torch_loads_by(load: Callable[..., Any]) -> Iterator[None]:
 @functools.wraps(_recbole_resume_checkpoint)
 def resume_checkpoint(self, resume_file):
     """RecBole's ``Trainer.resume_checkpoint``, which loads by :func:`load_checkpoint`."""
-    with _torch_loads_by(load_checkpoint):
+
+    def load(file: str | Path, map_location: Any = None) -> dict[str, Any]:
+        checkpoint = load_checkpoint(file, map_location)
+        self.resumed_order = order_in(checkpoint, file)  # compared when ``fit`` has the data
+        return checkpoint
+
+    with _torch_loads_by(load):
         return _recbole_resume_checkpoint(self, resume_file)
 
 
@@ -138,7 +125,8 @@ def load_data_and_model(model_file: str | Path, data_path: str | Path | None = N
     """RecBole's ``load_data_and_model``, for a file of anybody.
 
     Names of folders and of GPUs are not taken from the file; see
-    :func:`~recbole_llamarec.integration.values.config_from_file`.
+    :func:`~recbole_llamarec.integration.values.config_from_file`. The data set numbers its items
+    and users as the file does, in whatever order they stand on the disk now.
 
     Args:
         model_file: the checkpoint.
@@ -150,7 +138,8 @@ def load_data_and_model(model_file: str | Path, data_path: str | Path | None = N
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or no such data set in ``data_path``.
-        ValueError: the checkpoint is damaged, or its settings cannot be used.
+        ValueError: the checkpoint is damaged, its settings cannot be used, or the data set has
+            other items than it was trained on; says how many.
     """
 
     def load(file: str | Path) -> dict[str, Any]:
@@ -166,10 +155,19 @@ def load_data_and_model(model_file: str | Path, data_path: str | Path | None = N
                 f"The data set {config['dataset']!r} of {str(file)!r} is not at "
                 f"{config['data_path']!r}; name the folder that it lies in as data_path."
             )
+        number_by(config, order_in(checkpoint, file))
         return {**plain(checkpoint, config["device"]), "config": config}
 
     with _torch_loads_by(load):
-        return _recbole_load_data_and_model(str(model_file))
+        try:
+            return _recbole_load_data_and_model(str(model_file))
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise ValueError(
+                f"The weights in {str(model_file)!r} do not fit the data set: it was trained on "
+                f"other data, or filters ({error}). Train anew, or give the data it was trained on."
+            ) from error
 
 
 @functools.wraps(_recbole_evaluate)
@@ -183,6 +181,7 @@ def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progre
     if eval_data and load_best_model:
         file = model_file or self.saved_model_file
         checkpoint = load_checkpoint(file, map_location=self.device)
+        require_same(order_in(checkpoint, file), tokens_of(eval_data.dataset))
         self.model.load_state_dict(checkpoint["state_dict"])
         self.model.load_other_parameter(checkpoint.get("other_parameter"))
         self.logger.info(f"Loading model structure and parameters from {file}")
@@ -223,7 +222,8 @@ def save_checkpoint(self, epoch, verbose=True, **kwargs) -> None:
 
 
 def _state_of(trainer, epoch: int, others: dict[str, Any]) -> dict[str, Any]:
-    """What RecBole saves, as tensors and plain values."""
+    """What RecBole saves, as tensors and plain values, and whose rows the weights are."""
+    tokens = getattr(trainer.model, "catalogue", None)
     return {
         "format": FORMAT,
         "config": plain(trainer.config.final_config_dict),
@@ -233,6 +233,7 @@ def _state_of(trainer, epoch: int, others: dict[str, Any]) -> dict[str, Any]:
         "state_dict": dict(trainer.model.state_dict()),
         "other_parameter": others,
         "optimizer": plain(trainer.optimizer.state_dict()),
+        **({TOKENS: tokens} if tokens else {}),
     }
 
 
@@ -263,7 +264,14 @@ def runs_recboles_loop(trainer) -> bool:
 
 @functools.wraps(_recbole_fit)
 def fit(self, train_data, valid_data=None, verbose=True, saved=True, *args, **kwargs):
-    """RecBole's ``Trainer.fit``, which at its end notes in the checkpoint that it has ended."""
+    """RecBole's ``Trainer.fit``, which at its end notes in the checkpoint that it has ended.
+
+    It begins with a check of what fails at the first validation.
+    """
+    self.model.catalogue = tokens_of(train_data.dataset)
+    require_same(getattr(self, "resumed_order", None), self.model.catalogue)
+    if valid_data and self.config["eval_type"] == EvaluatorType.RANKING:
+        require_items(self.config["topk"], train_data.dataset.item_num - 1)
     result = _recbole_fit(self, train_data, valid_data, verbose, saved, *args, **kwargs)
     file = Path(self.saved_model_file)
     if saved and _writes(self) and file.is_file():

@@ -25,7 +25,14 @@ from recbole.utils import init_logger as _recbole_init_logger
 
 from recbole_llamarec import distributed
 from recbole_llamarec.files import require_writable
-from recbole_llamarec.integration import checkpoints, config_shims, data_shims, known
+from recbole_llamarec.integration import (
+    caches,
+    catalogue,
+    checkpoints,
+    config_shims,
+    data_shims,
+    known,
+)
 
 _recbole_init_device = Config._init_device
 _recbole_update_internal_config_dict = Config._update_internal_config_dict
@@ -188,6 +195,7 @@ def install() -> None:
     torch.autograd.set_detect_anomaly(False)
     config_shims.install()
     data_shims.install()
+    catalogue.install()
     checkpoints.install()
     _shim_ray()
     _shim_hyper_tuning()
@@ -202,3 +210,5 @@ def install() -> None:
     _replace_everywhere("ensure_dir", _recbole_ensure_dir, ensure_dir)
     _replace_everywhere("init_logger", _recbole_init_logger, init_logger)
     _replace_everywhere("get_tensorboard", _recbole_get_tensorboard, get_tensorboard)
+    for name in ("create_dataset", "load_split_dataloaders"):
+        _replace_everywhere(name, getattr(caches, f"_recbole_{name}"), getattr(caches, name))

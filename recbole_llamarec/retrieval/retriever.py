@@ -12,11 +12,8 @@ import torch
 from recbole.utils import get_trainer
 
 from recbole_llamarec.data.seen import SeenItems, chosen_before, seen_mask
-from recbole_llamarec.integration.checkpoints import (
-    load_checkpoint,
-    torch_loads_inertly,
-    warn_of_interruption,
-)
+from recbole_llamarec.integration.catalogue import order_in, require_same, tokens_of
+from recbole_llamarec.integration.checkpoints import load_checkpoint, torch_loads_inertly
 from recbole_llamarec.integration.configs import (
     logging_stage,
     report_retriever_keys,
@@ -24,6 +21,7 @@ from recbole_llamarec.integration.configs import (
     retriever_loaders,
     sequential_model_class,
 )
+from recbole_llamarec.integration.interruption import warn_of_interruption
 from recbole_llamarec.integration.resume import State, resumable
 from recbole_llamarec.keys import shown
 from recbole_llamarec.retrieval.candidates import catalogue_scores
@@ -53,7 +51,9 @@ def build_retriever(config, name: str, overrides: Mapping[str, Any], dataset):
         derived = retriever_config(config, name, overrides)
         report_retriever_keys(derived, overrides)
         with torch_loads_inertly():
-            return model_class(derived, dataset).to(derived["device"]), derived
+            retriever = model_class(derived, dataset).to(derived["device"])
+        retriever.catalogue = tokens_of(dataset)
+        return retriever, derived
     except Exception as error:  # RecBole's models check few of their values
         if "retriever_config" in str(error):
             raise
@@ -203,7 +203,7 @@ def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is damaged, it is of another model,
-            or its shapes are of another data set; the message names ``key``.
+            or its items or shapes are of another data set; the message names ``key``.
     """
     try:
         checkpoint = load_checkpoint(file, map_location=next(retriever.parameters()).device)
@@ -216,6 +216,10 @@ def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever
             f"{saved_name}, or name a checkpoint of {name}."
         )
     warn_of_interruption(checkpoint, file)
+    try:
+        require_same(order_in(checkpoint, file), getattr(retriever, "catalogue", None))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
     try:
         retriever.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:

@@ -241,5 +241,6 @@ def result_settings(config: Any, *loaders: Any) -> dict[str, str]:
     for dataset in [loader.dataset for loader in loaders if loader is not None]:
         for field in (dataset.uid_field, dataset.iid_field):
             digest.update(np.ascontiguousarray(dataset.inter_feat[field]).tobytes())
+            digest.update(repr(dataset.field2id_token[field].tolist()).encode())  # of the ids
         digest.update(b"|")
     return {**values, "data": digest.hexdigest()[:16], "recbole_llamarec": __version__}

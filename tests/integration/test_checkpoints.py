@@ -15,7 +15,8 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model
 
 from recbole_llamarec.integration import checkpoints
-from recbole_llamarec.integration.checkpoints import load_checkpoint, warn_of_interruption
+from recbole_llamarec.integration.checkpoints import load_checkpoint
+from recbole_llamarec.integration.interruption import warn_of_interruption
 from recbole_llamarec.integration.values import is_plain
 
 
