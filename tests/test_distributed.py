@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 import yaml
 from helpers import ROOT, checkpoint_of, environment
+from recbole.trainer import Trainer
 
 from recbole_llamarec import distributed
 from recbole_llamarec.evaluation.passes import PassRecords
@@ -87,6 +89,7 @@ def calls(rank: int, port: int, folder: Path) -> None:
     is_ranked = np.array([[True, False, True], [True, True, True]][rank])
     ranked = {"items": np.array([[[10], [50]], [[20], [40], [10]]][rank])}
     records = PassRecords(rows | {"is_ranked": is_ranked}, ranked)
+    evaluated = SimpleNamespace(eval_collector=SimpleNamespace(n_rows=5))
     torch.save(
         {
             "rank": (distributed.rank(), distributed.world_size(), distributed.is_first()),
@@ -95,6 +98,7 @@ def calls(rank: int, port: int, folder: Path) -> None:
             "first": distributed.from_first(f"of {rank}"),
             "gradients": gradients,
             "records": records.of_all_processes(5),
+            "metrics": Trainer._map_reduce(evaluated, {"averagepopularity@5": 12345.6789}, 3),
         },
         folder / f"{rank}.pt",
     )
@@ -111,6 +115,7 @@ def test_two_processes_share_gather_and_average(tmp_path):
         assert own["first"] == "of 0"
         assert own["gradients"][0].tolist() == [[0.5] * 3] * 2
         assert own["gradients"][1].tolist() == [5.0]
+        assert own["metrics"] == {"averagepopularity@5": 12345.6789}  # float32 has 12345.679
         records = own["records"]
         assert sorted(records.rows["users"].tolist()) == [1, 2, 3, 4, 5]  # none twice
         ranked = records.rows["users"][records.rows["is_ranked"]]

@@ -35,6 +35,7 @@ from recbole_llamarec.integration import (
 )
 
 _recbole_init_device = Config._init_device
+_recbole_map_reduce = trainer_module.Trainer._map_reduce
 _recbole_update_internal_config_dict = Config._update_internal_config_dict
 _recbole_load_data_and_model = quick_start.load_data_and_model
 _recbole_run_recboles = quick_start.run_recboles
@@ -132,6 +133,16 @@ def get_tensorboard(logger):
     return _recbole_get_tensorboard(logger)
 
 
+def map_reduce(self, result, num_sample):
+    """RecBole's ``Trainer._map_reduce``, which takes the mean of all processes in float32.
+
+    Metrics over the rows of all processes, from :func:`get_data_struct`, are the same in each.
+    """
+    if getattr(self.eval_collector, "n_rows", None) is not None:
+        return result
+    return _recbole_map_reduce(self, result, num_sample)
+
+
 def get_data_struct(self):
     """RecBole's ``Collector.get_data_struct``, with the rows of all processes.
 
@@ -202,6 +213,7 @@ def install() -> None:
     Config._init_device = init_device
     Config._update_internal_config_dict = update_internal_config_dict
     Collector.get_data_struct = get_data_struct
+    trainer_module.Trainer._map_reduce = map_reduce
     trainer_module.DistributedDataParallel = distributed_data_parallel
     quick_start.run_recboles = run_recboles
     _replace_everywhere(

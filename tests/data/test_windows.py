@@ -28,3 +28,17 @@ def test_the_longest_window_that_fits_comes_first():
 def test_a_row_within_another_of_its_time_adds_nothing():
     pieces, before = joined_windows([[1, 2, 3], [2]], [4, 3], [(1, 0), (1, 1)])
     assert [piece.tolist() for piece in pieces] == [[1, 2, 3, 4]] and before == [3, 2]
+
+
+def test_of_one_time_a_prefix_comes_before_what_continues_it_of_whatever_part():
+    """Training rows behind validation rows; the item 4 comes again."""
+    windows, targets = [[4, 5, 6], [4, 5, 6, 2], [4], [4, 5]], [2, 4, 5, 6]
+    pieces, before = joined_windows(windows, targets, [(1, 0), (1, 0), (1, 1), (1, 1)])
+    assert [piece.tolist() for piece in pieces] == [[4, 5, 6, 2, 4]]
+    assert before == [3, 4, 1, 2]
+
+
+def test_of_one_time_and_a_gap_the_earlier_part_comes_first():
+    windows, targets = [[1, 2], [7, 8], [2, 3]], [3, 9, 4]
+    _, before = joined_windows(windows, targets, [(1, 0), (1, 0), (1, 1)])
+    assert before[2] == 6  # all five training items and the gap's two sides stand before it
