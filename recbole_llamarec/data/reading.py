@@ -224,9 +224,11 @@ class AtomicDataset(SequentialDataset):
                 "out"
             )
             self._keep_interactions(has_history)
-        for name, size in zip(self._inter_files.split(", "), self.file_size_list, strict=True):
+        # a file may be named twice, as validation and test
+        for name, size in zip(self.benchmark_filename_list, self.file_size_list, strict=True):
             if not size:
-                raise DataSetError(f"{name}: no row with a history and an item is left.")
+                file = f"{self.dataset_name}.{name}.inter"
+                raise DataSetError(f"{file}: no row with a history and an item is left.")
 
     def _items_of_interactions(self) -> pd.Series:
         """Ids of the items that interactions, or a ready-made split's histories, have."""
