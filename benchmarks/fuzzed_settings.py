@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from runs import run_of  # noqa: E402
 
 from recbole_llamarec.integration.config_shims import check_values  # noqa: E402
 from recbole_llamarec.integration.known import rules_of  # noqa: E402
-from recbole_llamarec.keys import Rule  # noqa: E402
+from recbole_llamarec.keys import Rule, shown  # noqa: E402
 from recbole_llamarec.recbole_keys import RULES, RUN_RULES  # noqa: E402
 from recbole_llamarec.recommender import Recommender  # noqa: E402
 from recbole_llamarec.settings import all_keys  # noqa: E402
@@ -243,6 +244,44 @@ def run(llama: Path, pair: Pair) -> str:
                 return f"after training began, {text}"
             return "refused" if pair.key in text else f"no key in the error, {text}"
     return "ran"
+
+
+def campaign(root: Path, llama: Path, count: int, generator: random.Random) -> int:
+    """Try values of keys, and one in twenty of those that are accepted in a run.
+
+    Args:
+        root: an empty folder.
+        llama: the language model.
+        count: values.
+        generator: chooses keys and values.
+
+    Returns:
+        the findings, which are printed.
+    """
+    base = base_values(root / "base", llama)
+    outcomes: Counter[str] = Counter()
+    accepted, faults = [], []
+    for pair in pairs(count, generator.randrange(2**32)):
+        outcome = check(base, pair)
+        outcomes[outcome] += 1
+        if outcome == "accepted" and pair.is_small:
+            accepted.append(pair)
+        elif outcome not in ("accepted", "refused"):
+            faults.append((pair, outcome))
+    runs: Counter[str] = Counter()
+    for pair in generator.sample(accepted, len(accepted) // 20):
+        outcome = run(llama, pair)
+        runs[outcome] += 1
+        if outcome not in ("ran", "refused"):
+            faults.append((pair, outcome))
+    for pair, outcome in faults:
+        print(f"{pair.key}: {shown(pair.value)}: {outcome}")
+    print(
+        f"{count} values: {outcomes['accepted']} accepted, {outcomes['refused']} refused; "
+        f"{runs.total()} of the accepted run: {runs['ran']} to the end, {runs['refused']} refused "
+        f"before training; {len(faults)} findings"
+    )
+    return len(faults)
 
 
 @contextlib.contextmanager

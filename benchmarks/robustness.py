@@ -3,6 +3,8 @@
     python benchmarks/robustness.py --kills 30
     python benchmarks/robustness.py --flips 200
     python benchmarks/robustness.py --settings 10000
+    python benchmarks/robustness.py --damaged 200
+    python benchmarks/robustness.py --soak 10
 
 Kills: does a run that goes on end as if nothing had happened? Each trial starts the same small run
 (LRURec, letters, tuned, fused; data and a random two-layer Llama of the tests), kills it by SIGKILL
@@ -12,7 +14,9 @@ and the files that are left with those of a run that was never interrupted.
 Settings: is each value of a key accepted, or refused by an error that names the key? One in twenty
 of the accepted ones is put into a small run, which may not fail later. See ``fuzzed_settings.py``.
 
-Flips: is each flipped bit noticed when the file is loaded? See ``robustness_flips.py``.
+Flips: is each flipped bit noticed when the file is loaded? See ``robustness_flips.py``. Damages: do
+commands say of a damaged table or record which file and line it is? See ``robustness_damage.py``.
+Soak: does the service answer under load as when it is quiet? See ``robustness_soak.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +31,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +43,10 @@ sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
 
 import fuzzed_settings  # noqa: E402
 from helpers import checkpoint_of, tiny_settings  # noqa: E402
+from robustness_damage import damaged, targets  # noqa: E402
 from robustness_flips import flip_bits, loaders  # noqa: E402
+from robustness_soak import soak, summary  # noqa: E402
 from tiny_llama import write_tiny_llama  # noqa: E402
-
-from recbole_llamarec.keys import shown  # noqa: E402
 
 SETTINGS = {
     "epochs": 8,
@@ -55,6 +58,7 @@ SETTINGS = {
     "llm_batch_tokens": 512,
     "retriever_config": {"epochs": 60, "stopping_step": 60, "train_batch_size": 16},
 }
+EMBEDDED = "embedded"  # the value of llm_name_or_path
 RESULT = re.compile(r"test result: (.*)")
 
 
@@ -81,12 +85,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=0, help="runs that are killed")
     parser.add_argument("--flips", type=int, default=0, help="flipped bits in each kind of file")
     parser.add_argument("--settings", type=int, default=0, help="values of keys")
-    parser.add_argument("--seed", type=int, default=1, help="of moments and bits")
+    parser.add_argument("--damaged", type=int, default=0, help="damaged versions of each file")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="load on the service")
+    parser.add_argument("--checkpoint", type=Path, help="of the soak; a small one if left out")
+    parser.add_argument("--data-path", type=Path, help="its folder of data sets (dataset/)")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="of a score in the soak")
+    parser.add_argument("--seed", type=int, default=1, help="of moments, bits, values and requests")
     options = parser.parse_args(arguments)
-    if not (options.kills or options.flips or options.settings):
-        parser.error("give --kills, --flips or --settings")
-    n_findings = 0
-    campaigns = {kills: options.kills, flips: options.flips, settings: options.settings}
+    campaigns = {
+        kills: options.kills,
+        flips: options.flips,
+        fuzzed_settings.campaign: options.settings,
+        damages: options.damaged,
+    }
+    if not (any(campaigns.values()) or options.soak):
+        parser.error("give --kills, --flips, --settings, --damaged or --soak")
+    n_findings = soaked(options) if options.soak else 0
     for campaign, count in campaigns.items():
         if count:
             with tempfile.TemporaryDirectory() as folder:
@@ -95,32 +109,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise SystemExit(min(1, n_findings))
 
 
-def settings(root: Path, llama: Path, count: int, generator: random.Random) -> int:
-    """Try values of keys, and some of those that are accepted in a run; returns the findings."""
-    base = fuzzed_settings.base_values(root / "base", llama)
-    outcomes: Counter[str] = Counter()
-    accepted, faults = [], []
-    for pair in fuzzed_settings.pairs(count, generator.randrange(2**32)):
-        outcome = fuzzed_settings.check(base, pair)
-        outcomes[outcome] += 1
-        if outcome == "accepted" and pair.is_small:
-            accepted.append(pair)
-        elif outcome not in ("accepted", "refused"):
-            faults.append((pair, outcome))
-    runs: Counter[str] = Counter()
-    for pair in generator.sample(accepted, len(accepted) // 20):
-        outcome = fuzzed_settings.run(llama, pair)
-        runs[outcome] += 1
-        if outcome not in ("ran", "refused"):
-            faults.append((pair, outcome))
-    for pair, outcome in faults:
-        print(f"{pair.key}: {shown(pair.value)}: {outcome}")
-    print(
-        f"{count} values: {outcomes['accepted']} accepted, {outcomes['refused']} refused; "
-        f"{runs.total()} of the accepted run: {runs['ran']} to the end, {runs['refused']} refused "
-        f"before training; {len(faults)} findings"
-    )
+def damages(root: Path, llama: Path, count: int, generator: random.Random) -> int:
+    """Damage the files that commands read; returns the findings."""
+    finish(prepared(root / "run", llama))
+    checkpoint = checkpoint_of(root / "run" / "saved")
+    lines, faults = [], []
+    for kind, target in targets(checkpoint, root / "run" / "data", root).items():
+        tally = damaged(target, count, generator)
+        faults += [f"{kind}: {finding}" for finding in tally.findings]
+        lines.append([kind, count, tally.refused, tally.equal, len(tally.findings)])
+    headers = ["file", "damages", "refused", "read, nothing different", "findings"]
+    print(tabulate(lines, headers=headers, tablefmt="github"))
+    print("\n".join(faults))
     return len(faults)
+
+
+def soaked(options: argparse.Namespace) -> int:
+    """Put the service under load; returns 1 with findings.
+
+    Without a checkpoint it serves the embedded language model, beside a small retriever.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, data_path = options.checkpoint, options.data_path
+        if checkpoint is None:
+            root = prepared(Path(folder), Path(EMBEDDED))
+            settings = yaml.safe_load((root / "run.yaml").read_text(encoding="utf-8"))
+            settings |= {"epochs": 0, "rerank_fusion": 0.5}
+            (root / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+            finish(root)
+            checkpoint, data_path = checkpoint_of(root / "saved"), root / "data"
+        tally = soak(checkpoint, data_path, options.soak, options.seed, options.tolerance)
+    print("\n".join(summary(tally)))
+    return int(bool(tally.wrong))
 
 
 def flips(root: Path, llama: Path, count: int, generator: random.Random) -> int:

@@ -20,8 +20,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
+from cell_lines import read_line
 from page import latex, write_page
-from results import Line, add_cell, read_cells
+from results import Line, add_cell, read_cells, read_users
 from suite import CELL_LINE, CELL_USERS, Cell, Suite, read_suite, retriever_file
 from tables import rows_of, suite_groups
 from tqdm import tqdm
@@ -110,7 +111,7 @@ class Runner:
         work = self.work / cell.id
         users = work / CELL_USERS
         table = pd.read_csv(users, dtype=str, keep_default_na=False) if users.is_file() else None
-        add_cell(self.out, json.loads((work / CELL_LINE).read_text()), table)
+        add_cell(self.out, read_line((work / CELL_LINE).read_text(encoding="utf-8")), table)
         (work / CELL_LINE).unlink()
         users.unlink(missing_ok=True)
 
@@ -179,9 +180,13 @@ def main() -> None:
         (arguments.work or Path("saved") / suite.name).resolve(),
         arguments.threads or max(1, (os.cpu_count() or 1) // arguments.jobs),
     )
-    run_suite(runner, arguments.jobs, arguments.only, arguments.minutes)
-    results = runner.results()
-    write_page(suite, results, runner.out)
+    try:
+        read_users(runner.out)  # before hours of cells, whose users are added to it
+        run_suite(runner, arguments.jobs, arguments.only, arguments.minutes)
+        results = runner.results()
+        write_page(suite, results, runner.out)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     if arguments.latex:
         rows = rows_of(suite_groups(suite, results), "test")
         arguments.latex.write_text(latex(rows), encoding="utf-8")

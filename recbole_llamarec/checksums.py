@@ -90,7 +90,8 @@ def check_sums(folder: Path) -> bool:
     if not file.is_file():
         return False
     there = os.listdir(folder)
-    for number, line in enumerate(file.read_bytes().decode("utf-8", "replace").split("\n")[:-1], 1):
+    text = file.read_bytes().decode("utf-8", "replace").removesuffix("\n")
+    for number, line in enumerate(text.split("\n"), 1):
         digest, _, name = line.partition("  ")
         if name not in there:
             raise FileNotFoundError(

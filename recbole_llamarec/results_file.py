@@ -90,7 +90,7 @@ class ResultsFile:
     def _check_run(self) -> None:
         try:
             run = json.loads(self._about.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._refusal(f"{str(self._about)!r} cannot be read: {error}") from error
         if not isinstance(run, dict) or set(run) != set(self._run):
             raise self._refusal(f"{str(self._about)!r} does not say of what it is")
@@ -136,7 +136,7 @@ def _digest(file: Path) -> tuple[str, int]:
 def _is_result(line: bytes, k: int) -> bool:
     try:
         items = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return line.startswith(BEGINNING) and len(items) == k
 

@@ -135,8 +135,9 @@ class LlamaRecSettings(TuningKeys):
     rerank_mask_seen: bool | str = key(
         True,
         one_of(True, False, "window"),
-        "Items that the user has seen rank last, as in the paper; RecBole itself does not mask "
-        "them. window: only the items that the retriever reads, as the official code does.",
+        "Whether all that the user has chosen before a row, in any part, ranks last in it, as in "
+        "the paper; RecBole itself does not mask it. window: only the items that the retriever "
+        "reads, as the official code does. Where users choose again: False.",
     )
     rerank_skip_misses: bool = key(
         True,

@@ -16,8 +16,10 @@ from recbole.evaluator.register import metric_types
 from recbole.utils import EvaluatorType
 
 from recbole_llamarec.data.item_text import check_fallback, format_fields
-from recbole_llamarec.integration.configs import sequential_model_class
+from recbole_llamarec.evaluation.metrics import has_cutoffs
+from recbole_llamarec.integration.configs import SHARED_KEYS, sequential_model_class
 from recbole_llamarec.integration.known import rules_of
+from recbole_llamarec.keys import shown
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings, check_language_model
 from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_class_of, ranker_names
 from recbole_llamarec.ranking.verbalizer import default_labels
@@ -136,12 +138,17 @@ def _valid_metric_is_computed(
 ) -> list[str]:
     """RecBole would fail on this after the first epoch."""
     names = [metrics] if isinstance(metrics, str) else metrics
-    known = [f"{name}@{k}" for name in names for k in ([topk] if isinstance(topk, int) else topk)]
+    cutoffs = [topk] if isinstance(topk, int) else topk
+    known = [
+        place
+        for name in names
+        for place in ([f"{name}@{k}" for k in cutoffs] if has_cutoffs(name) else [name])
+    ]
     if valid_metric.lower() in [name.lower() for name in known]:
         return []
     return [
-        f"valid_metric: {valid_metric!r} is not computed; it must be one of metrics at one of "
-        f"topk: {', '.join(known)}."
+        f"valid_metric: {valid_metric!r} is not computed; it must be one of metrics, at one "
+        f"of topk where it has a cut-off: {', '.join(known)}."
     ]
 
 
@@ -173,6 +180,33 @@ def _retriever_has_right_values(
 ) -> list[str]:
     rules = {**RULES, **rules_of(retriever)}
     return list(wrong_values(retriever_config or {}, rules, "retriever_config: ").values())
+
+
+def _retriever_config_is_the_retrievers(retriever_config: Mapping[str, Any] | None) -> list[str]:
+    """The retriever reads the run's data, splits, metrics and machine."""
+    given = retriever_config or {}
+    shared = set(SHARED_KEYS) - {"eval_batch_size", "shuffle", "valid_metric"} | {
+        "model",
+        "dataset",
+    }
+    return [
+        f"retriever_config: {key}: {shown(given[key])} belongs to the whole run; set {key} beside "
+        "retriever_config."
+        for key in given
+        if key in shared
+    ]
+
+
+def _retriever_validates_by_what_is_computed(
+    retriever_config: Mapping[str, Any] | None,
+    metrics: str | Sequence[str],
+    topk: int | Sequence[int],
+) -> list[str]:
+    metric = (retriever_config or {}).get("valid_metric")
+    if not isinstance(metric, str):
+        return []
+    found = _valid_metric_is_computed(metric, metrics, topk)
+    return [f"retriever_config: {error}" for error in found]
 
 
 def _candidates_are_drawn_from_enough(
@@ -247,6 +281,8 @@ CHECKS: tuple[Callable[..., list[str]], ...] = (
     _fallback_can_be_made,
     _retriever_is_sequential,
     _retriever_has_right_values,
+    _retriever_config_is_the_retrievers,
+    _retriever_validates_by_what_is_computed,
     _candidates_are_drawn_from_enough,
     _ranker_has_the_loss,
     _labels_are_enough,

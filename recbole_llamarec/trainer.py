@@ -18,7 +18,7 @@ from recbole_llamarec.data.seen import items_to_mask
 from recbole_llamarec.evaluation.metrics import only_rank_metrics
 from recbole_llamarec.evaluation.passes import PassRecords
 from recbole_llamarec.evaluation.table import EvaluationReport, TestedRun, evaluation_report
-from recbole_llamarec.evaluation.validation import fit_on_validation
+from recbole_llamarec.evaluation.validation import fit_on_validation, warn_of_hidden_targets
 from recbole_llamarec.integration.configs import random_rows
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
@@ -56,8 +56,7 @@ class LlamaRecTrainer(Trainer):
         self.settings = model.settings
         self.skip_misses = self.settings.rerank_skip_misses and only_rank_metrics(config["metrics"])
         self.report: EvaluationReport | None = None
-        self.run_log = RunLog(self.tensorboard, self.wandblogger)
-        self.journal = Journal()
+        self.run_log, self.journal = RunLog(self.tensorboard, self.wandblogger), Journal()
         self.saved_model_file = distributed.from_first(self.saved_model_file)
         self._resume = self.settings.resume
         self._files = RunFiles(Path(self.saved_model_file))
@@ -101,6 +100,7 @@ class LlamaRecTrainer(Trainer):
                 with self.journal.timed("loading the language model"):
                     self.language_model.ranker  # noqa: B018
             self._files.require_space(self.model)
+            warn_of_hidden_targets(valid_data, self.settings.rerank_mask_seen)
             self._train_retriever(train_data, valid_data, saved, show_progress, callback_fn)
             if self.language_model is not None:
                 with self.journal.timed("tuning the ranker"):
@@ -125,7 +125,7 @@ class LlamaRecTrainer(Trainer):
         with ExitStack() as stack:
             if language_model is not None:
                 log = self._files.score_log(name)
-                stack.enter_context(language_model.logging_batches(log, show_progress))
+                stack.enter_context(language_model.scoring(name, log, show_progress))
             yield stack.enter_context(self.model.evaluating(rerank=True, **options))
 
     def _train_retriever(self, train_data, valid_data, saved, show_progress, callback_fn) -> None:
@@ -153,7 +153,7 @@ class LlamaRecTrainer(Trainer):
                 keep_file=saved,
                 show_progress=show_progress,
                 log_directory=self.tensorboard.log_dir,
-                seen=items_to_mask(self.settings.rerank_mask_seen, self.model.seen),
+                seen=items_to_mask(self.settings.rerank_mask_seen, self.model.chosen),
                 callback_fn=callback_fn if self.language_model is None else None,
                 saved=state.get("training"),
                 save=save if saved else None,
@@ -279,7 +279,7 @@ class LlamaRecTrainer(Trainer):
         self.report = evaluation_report(self.model, every, dataset, self.config, retriever, final)
         for line in self.report.lines(self.valid_metric.lower()):
             self.logger.info(line)
-        if warning := self.report.warning(self.valid_metric.lower(), self.valid_metric_bigger):
+        for warning in self.report.warnings(self.valid_metric.lower(), self.valid_metric_bigger):
             self.logger.warning(warning)
         self.run_log.report(self.report)
         self._write(self.report, own, eval_data)

@@ -63,19 +63,18 @@ def find_adapter(settings: LlamaRecSettings, dataset: Any, language_model: str) 
     return None
 
 
-def check_adapter(directory: Path, dataset: Any, name: str) -> None:
+def check_adapter(directory: Path, dataset: Any) -> None:
     """Refuse an adapter that may have been trained on targets of the run.
 
     Args:
         directory: of an adapter that the run names; one without a card passes.
         dataset: the training part, a RecBole data set.
-        name: of the run's data set.
 
     Raises:
         ValueError: its card names the run's data set with another training part.
     """
     card = read_card(directory)
-    if card is None or card.dataset != name:
+    if card is None or card.dataset != (name := dataset.dataset_name):
         return
     if card.training_part != (part := training_part_digest(dataset)):
         raise ValueError(

@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from recbole.data.interaction import Interaction
 from recbole.utils import FeatureType
 
 from recbole_llamarec.data.atomic_files import DataSetError
+from recbole_llamarec.data.chronology import ChoiceRows, Chronology
 from recbole_llamarec.data.item_text import format_fields, item_texts
 from recbole_llamarec.data.reading import AtomicDataset
+from recbole_llamarec.data.seen import CHOSEN_BEFORE, SeenItems
 
 
 class LlamaRecDataset(AtomicDataset):
@@ -25,6 +29,11 @@ class LlamaRecDataset(AtomicDataset):
     An item without text is dropped with its interactions before any k-core filter
     (``item_text_missing: drop``, the paper's preparation) or kept (``fallback``).
     """
+
+    # What each user has chosen in all parts; how much of it before a row, the row itself knows.
+    chosen: SeenItems
+    inter_feat: Any  # DataFrames while the data are prepared, Interactions afterwards
+    item_feat: Any
 
     def _text_fields(self) -> tuple[str, ...]:
         template = self.config["item_text_format"]
@@ -63,6 +72,9 @@ class LlamaRecDataset(AtomicDataset):
                 [self.uid_field, self.time_field], kind="stable", inplace=True, ignore_index=True
             )
         super()._change_feat_format()
+        chosen = Chronology.of(ChoiceRows.of(self), self.user_num)  # rows of all parts
+        self.chosen = SeenItems(chosen.starts, chosen.items)
+        self.inter_feat.update(Interaction({CHOSEN_BEFORE: torch.from_numpy(chosen.before)}))
 
     def item_texts(self, fallback: str | None = None) -> list[str]:
         """The text of every item by internal id; ``""`` for the padding item 0.

@@ -14,9 +14,10 @@ from typing import Any
 import recbole.quick_start.quick_start as quick_start
 import recbole.trainer.trainer as trainer_module
 import torch
-from recbole.utils import set_color
+from recbole.utils import EvaluatorType, set_color
 
 from recbole_llamarec.checksums import check_seal, sealed
+from recbole_llamarec.evaluation.metrics import require_items
 from recbole_llamarec.files import PART, save_tensors, written_whole
 from recbole_llamarec.integration.catalogue import (
     TOKENS,
@@ -26,10 +27,10 @@ from recbole_llamarec.integration.catalogue import (
     tokens_of,
 )
 from recbole_llamarec.integration.inert import read_pickled
+from recbole_llamarec.integration.interruption import FINISHED, warn_of_interruption
 from recbole_llamarec.integration.values import config_from_file, is_plain, plain
 
 FORMAT = "recbole-llamarec 1"
-FINISHED = "finished"  # whether the training has ended; absent where that cannot be told
 
 logger = logging.getLogger(__name__)
 _torch_load = torch.load
@@ -80,33 +81,6 @@ def load_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
     return checkpoint
 
 
-def warn_of_interruption(checkpoint: dict[str, Any], file: str | Path) -> None:
-    """Say of a checkpoint that its training came to no end, and how far it came.
-
-    RecBole writes a checkpoint whenever the validation is better than before, so that a training
-    that was killed leaves one like any other. This package notes in it whether its training has
-    ended; of one that RecBole wrote by itself nobody can tell.
-
-    Args:
-        checkpoint: from :func:`load_checkpoint`.
-        file: where it is, for the message.
-    """
-    if checkpoint.get(FINISHED, True):
-        return
-    config = checkpoint["config"]
-    if config.get("model") == "LlamaRec":
-        state = "before its fusion was set, so that its order is not that of the finished run"
-    else:
-        state = (
-            f"and holds the best state so far, of epoch {checkpoint['epoch'] + 1} of at most "
-            f"{config.get('epochs')}"
-        )
-    logger.warning(
-        f"The training of {str(file)!r} was interrupted {state}. Give the command of that run "
-        "again to complete it."
-    )
-
-
 # --- shims of RecBole's reading and writing ----------------------------------------------------
 
 _recbole_evaluate = trainer_module.Trainer.evaluate
@@ -114,6 +88,13 @@ _recbole_fit = trainer_module.Trainer.fit
 _recbole_resume_checkpoint = trainer_module.Trainer.resume_checkpoint
 _recbole_save_checkpoint = trainer_module.Trainer._save_checkpoint
 _recbole_load_data_and_model = quick_start.load_data_and_model
+
+
+@contextmanager
+def torch_loads_inertly() -> Iterator[None]:
+    """Within, ``torch.load`` runs nothing: a model of RecBole's reads a file that it was given."""
+    with _torch_loads_by(load_checkpoint):
+        yield
 
 
 @contextmanager
@@ -193,6 +174,8 @@ def load_data_and_model(model_file: str | Path, data_path: str | Path | None = N
 def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
     """RecBole's ``Trainer.evaluate``, which loads its checkpoint by :func:`load_checkpoint`.
 
+    The collector is told how many rows all processes have, for ``shims.get_data_struct``.
+
     ``torch.load`` is not swapped for all of it, since models may load weights of their own there.
     """
     if eval_data and load_best_model:
@@ -202,6 +185,8 @@ def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progre
         self.model.load_state_dict(checkpoint["state_dict"])
         self.model.load_other_parameter(checkpoint.get("other_parameter"))
         self.logger.info(f"Loading model structure and parameters from {file}")
+    is_full_sort = isinstance(eval_data, trainer_module.FullSortEvalDataLoader)
+    self.eval_collector.n_rows = eval_data.sample_size if is_full_sort else None
     return _recbole_evaluate(self, eval_data, load_best_model=False, show_progress=show_progress)
 
 
@@ -279,9 +264,14 @@ def runs_recboles_loop(trainer) -> bool:
 
 @functools.wraps(_recbole_fit)
 def fit(self, train_data, valid_data=None, verbose=True, saved=True, *args, **kwargs):
-    """RecBole's ``Trainer.fit``, which at its end notes in the checkpoint that it has ended."""
+    """RecBole's ``Trainer.fit``, which at its end notes in the checkpoint that it has ended.
+
+    It begins with a check of what fails at the first validation.
+    """
     self.model.catalogue = tokens_of(train_data.dataset)
     require_same(getattr(self, "resumed_order", None), self.model.catalogue)
+    if valid_data and self.config["eval_type"] == EvaluatorType.RANKING:
+        require_items(self.config["topk"], train_data.dataset.item_num - 1)
     result = _recbole_fit(self, train_data, valid_data, verbose, saved, *args, **kwargs)
     file = Path(self.saved_model_file)
     if saved and _writes(self) and file.is_file():

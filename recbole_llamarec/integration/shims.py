@@ -23,6 +23,7 @@ from recbole.utils import ensure_dir as _recbole_ensure_dir
 from recbole.utils import get_tensorboard as _recbole_get_tensorboard
 from recbole.utils import init_logger as _recbole_init_logger
 
+from recbole_llamarec import distributed
 from recbole_llamarec.files import require_writable
 from recbole_llamarec.integration import (
     caches,
@@ -132,13 +133,28 @@ def get_tensorboard(logger):
 
 
 def get_data_struct(self):
-    """RecBole's ``Collector.get_data_struct``, which fails on counts (``int`` has no ``cpu``)."""
-    struct = type(self.data_struct)()
-    for key, value in self.data_struct._data_dict.items():
-        struct.set(key, value.cpu() if isinstance(value, torch.Tensor) else value)
-    for key in ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label"):
-        if key in self.data_struct:
+    """RecBole's ``Collector.get_data_struct``, with the rows of all processes.
+
+    RecBole's fails on counts (``int`` has no ``cpu``). Of several processes each computes metrics
+    of its own rows, and RecBole takes their mean: for coverage, diversity and popularity this is
+    not the value over all rows, and rows that its sampler repeats count twice for every metric.
+    """
+    collected = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")
+    struct, own = type(self.data_struct)(), {}
+    for key, value in list(self.data_struct._data_dict.items()):
+        value = value.cpu() if isinstance(value, torch.Tensor) else value
+        if key in collected:
             del self.data_struct[key]
+            own[key] = value
+        else:
+            struct.set(key, value)
+    n_rows = getattr(self, "n_rows", None)  # of all processes; see ``checkpoints.evaluate``
+    for key in sorted(own):
+        parts = [own[key]]
+        if n_rows is not None:
+            parts = distributed.gathered(own[key])
+            parts = distributed.without_repeated_rows(parts, n_rows, lambda part: part[:-1])
+        struct.set(key, torch.cat(parts))
     return struct
 
 

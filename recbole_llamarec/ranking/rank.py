@@ -29,6 +29,29 @@ class BatchLog(Protocol):
         ...
 
 
+class NotFiniteError(ValueError):
+    """A ranker has given scores that are infinite or NaN.
+
+    Args:
+        row: of the call, from 0.
+        scores: of its candidates.
+
+    Attributes:
+        row, scores: as above.
+    """
+
+    remedy = (
+        "Set llm_dtype to float32 or bfloat16, or, where the adapter has been tuned, lower "
+        "learning_rate and tune again."
+    )
+
+    def __init__(self, row: int, scores: Sequence[float]) -> None:
+        super().__init__(
+            f"The ranker's scores of row {row} are not finite: {list(scores)}. {self.remedy}"
+        )
+        self.row, self.scores = row, scores
+
+
 @torch.no_grad()
 def rank_all(
     ranker: Ranker,
@@ -72,11 +95,7 @@ def rank_all(
         scores = ranker.scores([encoded[row] for row in left[rows]]).float().cpu()  # [b, K]
         if not (finite := scores.isfinite().all(1)).all():
             row = int(left[rows][int(finite.int().argmin())])
-            raise ValueError(
-                f"The ranker's scores of row {row} are not finite: {scores[~finite][0].tolist()}. "
-                "Set llm_dtype to float32 or bfloat16, or, where the adapter has been tuned, lower "
-                "learning_rate and tune again."
-            )
+            raise NotFiniteError(row, scores[~finite][0].tolist())
         return scores.log_softmax(-1)
 
     is_training = ranker.model.training

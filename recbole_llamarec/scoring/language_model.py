@@ -25,7 +25,7 @@ from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.model.forward import forward_for
 from recbole_llamarec.ranking.model.loading import load_language_model
 from recbole_llamarec.ranking.protocol import Ranker, RankerParts, ranker_class_of
-from recbole_llamarec.ranking.rank import BatchLog, rank_all
+from recbole_llamarec.ranking.rank import BatchLog, NotFiniteError, rank_all
 from recbole_llamarec.scoring.scorer import Rows, Scorer, ScorerParts
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class LanguageModel:
     Attributes:
         name: the ranker's, as in ``ranking_method``.
         parts: of the run.
+        stage: what candidates are scored for, as errors name it.
         log: where the scored batches of a pass go, and come from where a pass goes on.
         show_progress: show a progress bar over users.
         card: of the adapter that ``lora_adapter: auto`` found, which is not tuned again; or None.
@@ -49,6 +50,7 @@ class LanguageModel:
 
     def __init__(self, parts: ScorerParts) -> None:
         self.name = parts.settings.ranking_method
+        self.stage = "recommend"
         self.log: BatchLog | None = None
         self.show_progress = False
         self.card: AdapterCard | None = None
@@ -91,7 +93,7 @@ class LanguageModel:
         if directory is None:
             return add_adapter(base, settings.lora, self.parts.seed)
         try:
-            check_adapter(directory, dataset, dataset.dataset_name)
+            check_adapter(directory, dataset)
             return load_adapter(base, directory, trainable=True)
         except (FileNotFoundError, ValueError) as error:
             named = str(error).startswith("lora_adapter")
@@ -111,19 +113,33 @@ class LanguageModel:
             ValueError: a score is not finite.
         """
         histories, pools = rows.histories, items.tolist()
-        return rank_all(
-            self.ranker, histories, pools, self._budget, self.show_progress, log=self.log
-        )
+        try:
+            return rank_all(
+                self.ranker, histories, pools, self._budget, self.show_progress, log=self.log
+            )
+        except NotFiniteError as error:
+            dataset, user = self.parts.dataset, int(rows.users[error.row])
+            who = f" (user {str(dataset.id2token(dataset.uid_field, user))!r})" if user else ""
+            raise ValueError(
+                f"{self.stage}: the scores of {self.name} for row {error.row} of the batch{who} "
+                f"are not finite: {list(error.scores)}. {error.remedy}"
+            ) from error
 
     @contextmanager
-    def logging_batches(self, log: BatchLog | None, show_progress: bool) -> Iterator[None]:
-        """Within, scored batches go into ``log``, and those that it has are not computed again."""
-        previous = self.log, self.show_progress
-        self.log, self.show_progress = log, show_progress
+    def scoring(self, stage: str, log: BatchLog | None, show_progress: bool) -> Iterator[None]:
+        """Within, scored batches go into ``log``, and those that it has are not computed again.
+
+        Args:
+            stage: what the scores are for, as errors name it.
+            log: of the pass; ``None`` keeps nothing.
+            show_progress: show a progress bar over users.
+        """
+        previous = self.stage, self.log, self.show_progress
+        self.stage, self.log, self.show_progress = stage, log, show_progress
         try:
             yield
         finally:
-            self.log, self.show_progress = previous
+            self.stage, self.log, self.show_progress = previous
 
     def state(self) -> dict[str, Any]:
         """The adapter: PEFT's configuration as plain values, weights by PEFT's names."""

@@ -103,8 +103,9 @@ def test_an_adapter_that_is_found_ranks_without_being_tuned_again(trained, kept,
 def test_an_adapter_of_another_training_part_of_the_same_data_is_refused(trained, kept):
     config, train, *_ = prepared(trained.settings, user_inter_num_interval="[8,inf)")
     with pytest.raises(ValueError, match="lora_adapter.*another training part of tiny"):
-        check_adapter(kept, train.dataset, "tiny")
-    check_adapter(kept, train.dataset, "other-data")  # of other data, it holds no target
+        check_adapter(kept, train.dataset)
+    train.dataset.dataset_name = "other-data"  # of which the adapter holds no target
+    check_adapter(kept, train.dataset)
 
 
 def test_an_adapter_named_by_the_run_is_checked_when_the_model_is_loaded(trained, kept):

@@ -58,8 +58,8 @@ def test_a_wanted_cell_gets_its_retriever_trained_again(tmp_path):
     runner = Runner(suite, tmp_path, tmp_path / "out", tmp_path / "work", threads=1)
     for _ in range(2):  # the second time, the grid's choice is known
         for cell in runner.open_cells("LRURec"):
-            line = {"id": cell.id, "valid_score": cell.settings["dropout_prob"]}
-            add_cell(runner.out, line)
+            score = cell.settings["dropout_prob"]
+            add_cell(runner.out, line_of(cell, 0.1, valid_score=score))
     assert runner.open_cells("LRURec") == []
     (retriever,) = runner.open_cells("LlamaRec")
     assert retriever.name == "tiny.LRURec.dropout_prob=0.5.seed=1"

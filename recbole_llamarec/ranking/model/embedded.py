@@ -62,7 +62,7 @@ def embedded_model_directory(cache_dir: str | None = None) -> Path:
             the message names the ways out.
     """
     directory = _converted_directory(cache_dir)
-    if _is_complete(directory) and _is_intact(directory):
+    if _is_intact(directory):
         return directory
     if directory.exists():
         logger.warning("The converted language model in %s is damaged; it is rebuilt.", directory)
@@ -167,12 +167,12 @@ def _is_complete(directory: Path) -> bool:
 
 
 def _is_intact(directory: Path) -> bool:
-    """Compare the files with their checksums, 0.5 s; an earlier version has written none."""
+    """Compare their checksums, too, in 0.5 s; an earlier version has written none."""
     try:
         check_sums(directory)
     except (DamagedFileError, OSError):
         return False
-    return True
+    return _is_complete(directory)
 
 
 def _sha256(path: Path) -> str:
@@ -273,7 +273,7 @@ def _remove_litter(directory: Path) -> None:
 
 def _publish(staging: Path, directory: Path) -> None:
     """Rename `staging` to `directory`, unless another process has been quicker."""
-    if directory.exists() and not _is_complete(directory):
+    if directory.exists() and not _is_intact(directory):
         damaged = staging.with_name(staging.name + ".damaged")
         with contextlib.suppress(FileNotFoundError):  # another process has moved it already
             directory.rename(damaged)
@@ -282,5 +282,5 @@ def _publish(staging: Path, directory: Path) -> None:
         staging.rename(directory)
         flush(directory.parent)
     except OSError:
-        if not _is_complete(directory):
+        if not _is_intact(directory):
             raise

@@ -3,6 +3,7 @@ import logging
 
 import pytest
 import torch
+from limits import files_of_at_most
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
@@ -212,6 +213,26 @@ def test_saving_again_replaces_an_adapter_and_nothing_else(tmp_path):
         save_adapter(model, directory)
     assert (directory / "notes.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_full_disk_leaves_the_old_adapter_and_is_an_error_with_its_place(tmp_path):
+    directory, model = tmp_path / "adapter", trained()
+    save_adapter(model, directory)
+    with files_of_at_most(4096), pytest.raises(OSError, match=f"checkpoint_dir: '{directory}'"):
+        save_adapter(trained(), directory)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert torch.equal(logits(load_adapter(tiny_llama(), directory)), logits(model))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "README.md"])
+def test_a_flipped_bit_of_an_adapter_is_refused_with_its_file(tmp_path, name):
+    save_adapter(trained(), tmp_path / "adapter")
+    file = tmp_path / "adapter" / name
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file} is damaged.*Restore a copy.*train again"):
+        load_adapter(tiny_llama(), tmp_path / "adapter")
 
 
 def test_interrupted_saving_leaves_the_old_adapter(tmp_path, monkeypatch):
