@@ -32,8 +32,6 @@ class LlamaRecDataset(AtomicDataset):
 
     # What each user has chosen in all parts; how much of it before a row, the row itself knows.
     chosen: SeenItems
-    inter_feat: Any  # DataFrames while the data are prepared, Interactions afterwards
-    item_feat: Any
 
     def _text_fields(self) -> tuple[str, ...]:
         template = self.config["item_text_format"]

@@ -207,6 +207,13 @@ class AtomicDataset(SequentialDataset):
             items.update(self.item_feat[self.iid_field])
         padding = padding_in(items)
         self._keep_in_histories(lambda flat: ~flat.isin(padding))
+        longest = self.inter_feat[self.item_id_list_field].map(len).max()
+        if longest > self.max_item_list_len:  # positions of many retrievers end there
+            raise DataSetError(
+                f"MAX_ITEM_LIST_LENGTH: {self.max_item_list_len} is less than the longest history "
+                f"in {self._inter_files}, which has {longest} items. Set it to {longest}, or "
+                "shorten the histories."
+            )
 
     def _keep_in_histories(self, is_kept) -> int:
         field, suffix = self.item_id_list_field, self.config["LIST_SUFFIX"]

@@ -49,6 +49,12 @@ def test_a_split_without_histories_is_refused(workdir):
         split(workdir, "1\tb\t2\ta\n", head=head)
 
 
+def test_histories_longer_than_the_retriever_reads_are_refused(workdir):
+    assert len(split(workdir, "1\tb\t2\ta\n", MAX_ITEM_LIST_LENGTH=3)[2]) == 1
+    with pytest.raises(DataSetError, match="MAX_ITEM_LIST_LENGTH: 2 is less .* has 3 items"):
+        split(workdir, "1\tb\t2\ta 0 0 0\n", MAX_ITEM_LIST_LENGTH=2)
+
+
 @pytest.mark.parametrize("padding", ["0", "[PAD]"])
 def test_padding_in_a_history_is_no_item(workdir, padding):
     rows = f"1\tb\t2\ta {padding} {padding}\n2\tc\t5\t{padding} d b\n"
