@@ -70,10 +70,10 @@ def test_the_plan_of_a_run_is_what_its_keys_say(tiny_run):
     }
     run = run_of(tiny_run, **settings)
     samples = TuningSamples(run.model, run.train.dataset, 9)
-    ranker = run.trainer.language_model.ranker
-    plan = tuning_plan(samples, ranker, run.model.settings, run.trainer.config, True)
+    scorer = run.trainer.language_model
+    plan = tuning_plan(samples, scorer, run.model.settings, run.trainer.config, True)
     assert [len(batch) for batch in plan.batches] == [8, 8] * 2  # train_max_samples is 16
-    assert plan.loss is ranker.losses["next_token"]
+    assert plan.loss is scorer.ranker.losses["next_token"]
     assert (plan.learning_rate, plan.schedule, plan.clipping) == (0.01, "cosine", {"max_norm": 0.7})
     assert (plan.eval_steps, plan.stopping_step, plan.bigger, plan.seed) == (3, 4, True, 9)
     assert plan.validates and plan.validates_untuned
@@ -94,6 +94,6 @@ def test_an_untuned_ranker_is_validated_unless_the_fit_of_the_fusion_does(
     settings = {"rerank_fusion": fusion, "metrics": metrics, "clip_grad_norm": None, "epochs": 0}
     run = run_of(tiny_run, **settings)
     samples = TuningSamples(run.model, run.train.dataset, 9)
-    ranker = run.trainer.language_model.ranker
-    plan = tuning_plan(samples, ranker, run.model.settings, run.trainer.config, True)
+    scorer = run.trainer.language_model
+    plan = tuning_plan(samples, scorer, run.model.settings, run.trainer.config, True)
     assert plan.validates_at(0) is validates and plan.clipping is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from fnmatch import fnmatch
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -56,6 +57,7 @@ class RecordingWandb(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)  # by which it is found to be installed
         self.run: SimpleNamespace | None = None
         self.inits: list[dict] = []
         self.steps: dict[str, str] = {}
