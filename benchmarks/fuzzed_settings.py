@@ -8,6 +8,7 @@ later than before training, and then by an error that names the key.
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import logging
 import math
@@ -117,9 +118,10 @@ class Pair:
 
     def put(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings with it."""
+        value = copy.deepcopy(self.value)  # RecBole writes into mappings
         if not self.is_nested:
-            return {**settings, self.key: self.value}
-        return {**settings, NESTED: {**(settings[NESTED] or {}), self.key: self.value}}
+            return {**settings, self.key: value}
+        return {**settings, NESTED: {**(settings[NESTED] or {}), self.key: value}}
 
     @property
     def is_small(self) -> bool:

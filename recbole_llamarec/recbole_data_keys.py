@@ -12,7 +12,6 @@ from typing import Any
 
 from recbole_llamarec.keys import (
     MAPPING,
-    PATH,
     SWITCH,
     TEXT,
     Rule,
@@ -27,6 +26,7 @@ from recbole_llamarec.keys import (
     optional,
     whole,
 )
+from recbole_llamarec.path_rules import PATH
 
 INTERVAL = re.compile(r"[\[(]([^,;]+),([^,;]+)[\])]")
 

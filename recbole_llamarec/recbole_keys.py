@@ -15,7 +15,6 @@ from typing import Any
 from recbole.evaluator.register import metric_types
 
 from recbole_llamarec.keys import (
-    PATH,
     SWITCH,
     TEXT,
     Rule,
@@ -29,6 +28,7 @@ from recbole_llamarec.keys import (
     value_error,
     whole,
 )
+from recbole_llamarec.path_rules import FILE, PATH
 from recbole_llamarec.recbole_data_keys import DATA_RULES
 
 # RecBole also builds sparse_adam, which no model here can be trained with: it takes the gradients
@@ -131,8 +131,8 @@ RULES: dict[str, Rule] = {
     "show_progress": SWITCH,
     "save_dataset": SWITCH,
     "save_dataloaders": SWITCH,
-    "dataset_save_path": optional(PATH),
-    "dataloaders_save_path": optional(PATH),
+    "dataset_save_path": optional(FILE),
+    "dataloaders_save_path": optional(FILE),
     "log_wandb": SWITCH,
     "wandb_project": TEXT,
     "shuffle": SWITCH,

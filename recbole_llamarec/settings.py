@@ -16,7 +16,6 @@ from typing import Any
 from recbole_llamarec.keys import (
     MAPPING,
     NAME,
-    PATH,
     SWITCH,
     TEXT,
     Key,
@@ -30,6 +29,7 @@ from recbole_llamarec.keys import (
     optional,
     whole,
 )
+from recbole_llamarec.path_rules import FILE, PATH
 from recbole_llamarec.ranking.model.adapter import LoraSettings
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings
 from recbole_llamarec.ranking.prompt.template import PromptTemplate
@@ -77,7 +77,7 @@ class LlamaRecSettings(TuningKeys):
         None, optional(MAPPING), "RecBole keys on top of the retriever's own defaults."
     )
     retriever_checkpoint: str | None = key(
-        None, optional(PATH), "A checkpoint of this retriever on this data; ~ trains it."
+        None, optional(FILE), "A checkpoint of this retriever on this data; ~ trains it."
     )
 
     ranking_method: str = key(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from itertools import combinations
 from typing import Any
 
@@ -164,6 +165,16 @@ def _fields_differ(
     ]
 
 
+def wandb_can_be_imported(log_wandb: bool) -> list[str]:
+    """RecBole imports it when its trainer is made, and does not name the key."""
+    try:
+        if log_wandb:
+            import_module("wandb")
+    except ImportError as error:
+        return [f"log_wandb: True needs wandb ({error}): pip install wandb, or set it to False."]
+    return []
+
+
 def _retriever_is_sequential(retriever: str) -> list[str]:
     return _fault_of(sequential_model_class, retriever)
 
@@ -242,6 +253,7 @@ CHECKS: tuple[Callable[..., list[str]], ...] = (
     _ranks_the_whole_catalogue,
     metrics_are_of_rankings,
     _fields_differ,
+    wandb_can_be_imported,
     _valid_metric_is_computed,
     _item_text_can_be_made,
     _fallback_can_be_made,

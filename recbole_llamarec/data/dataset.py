@@ -160,8 +160,9 @@ def _naming_settings(config: Any) -> Iterator[None]:
     except (FileNotFoundError, PermissionError):
         raise  # they name the file
     except Exception as error:  # whatever a column that is none, or no row that is left, comes to
-        given = {key: config[key] for key in config.external_config_dict if key in DATA_RULES}
-        if not given or any(f"{key}:" in str(error) for key in (*DATA_RULES, "item_text_format")):
+        keys = (*DATA_RULES, "data_path")
+        given = {key: config[key] for key in config.external_config_dict if key in keys}
+        if not given or any(f"{key}:" in str(error) for key in (*keys, "item_text_format")):
             raise
         settings = "; ".join(f"{key}: {shown(value)}" for key, value in given.items())
         raise ValueError(

@@ -102,7 +102,7 @@ def forward_for(model: nn.Module, attention: str, device: torch.device) -> Forwa
 
 
 def check_attention(attention: str, device: torch.device) -> None:
-    """Refuse packed attention on anything but a CPU.
+    """Refuse packed attention on anything but a CPU, and flex_attention, whose gradients it lacks.
 
     Raises:
         ValueError: names ``llm_attention``.
@@ -112,6 +112,11 @@ def check_attention(attention: str, device: torch.device) -> None:
             f"llm_attention: packed is for a CPU, and the model runs on {device}: there it would "
             "compute one segment after the other. Set llm_attention to auto, which computes each "
             "context once on any device."
+        )
+    if attention == "flex_attention" and device.type == "cpu":
+        raise ValueError(
+            "llm_attention: flex_attention cannot be tuned on a CPU, where torch has no gradients "
+            "of it. Set llm_attention to auto."
         )
 
 
