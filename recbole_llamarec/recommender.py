@@ -13,6 +13,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_llamarec.data.seen import SeenItems
 from recbole_llamarec.evaluation.passes import best_first_of
+from recbole_llamarec.finite import naming_stage
 from recbole_llamarec.given_candidates import Candidate, pool_ids, rank_windows
 from recbole_llamarec.integration.checkpoints import load_data_and_model
 from recbole_llamarec.ranking.protocol import Prompts
@@ -116,6 +117,7 @@ class Recommender:
     # --- recommendation ------------------------------------------------------------------------
 
     @torch.no_grad()
+    @naming_stage("recommend")
     def recommend(
         self,
         histories: Sequence[Sequence[str]],
@@ -229,6 +231,7 @@ class Recommender:
         return self.rank_many([history], [candidates])[0]
 
     @torch.no_grad()
+    @naming_stage("rank")
     def rank_many(
         self, histories: Sequence[Sequence[str]], pools: Sequence[Sequence[Candidate]]
     ) -> list[list[Recommendation]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_llamarec.finite import NotFiniteError
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.protocol import Encoded, Ranker
 
@@ -56,8 +57,8 @@ def rank_all(
         probability.
 
     Raises:
-        ValueError: the users have different numbers of candidates, a score is not finite, or the
-            log is of another pass.
+        NotFiniteError: a score is not finite.
+        ValueError: the users have different numbers of candidates, or the log is of another pass.
     """
     if not len(histories):
         return torch.zeros(0, 0)
@@ -72,10 +73,11 @@ def rank_all(
         scores = ranker.scores([encoded[row] for row in left[rows]]).float().cpu()  # [b, K]
         if not (finite := scores.isfinite().all(1)).all():
             row = int(left[rows][int(finite.int().argmin())])
-            raise ValueError(
+            raise NotFiniteError(
                 f"The ranker's scores of row {row} are not finite: {scores[~finite][0].tolist()}. "
                 "Set llm_dtype to float32 or bfloat16, or, where the adapter has been tuned, lower "
-                "learning_rate and tune again."
+                "learning_rate and tune again.",
+                row,
             )
         return scores.log_softmax(-1)
 

@@ -12,6 +12,7 @@ import torch
 from recbole.utils import get_trainer
 
 from recbole_llamarec.data.seen import SeenItems, seen_mask
+from recbole_llamarec.finite import NotFiniteError
 from recbole_llamarec.integration.checkpoints import load_checkpoint
 from recbole_llamarec.integration.configs import (
     logging_stage,
@@ -22,6 +23,7 @@ from recbole_llamarec.integration.configs import (
 )
 from recbole_llamarec.integration.resume import State, resumable
 from recbole_llamarec.keys import shown
+from recbole_llamarec.retrieval.candidates import REMEDY
 from recbole_llamarec.tuning.curve import TrainingCurve
 
 logger = logging.getLogger(__name__)
@@ -111,7 +113,8 @@ def train_retriever(
         resumable(
             trainer, train, saved, lambda state: write({**state, "valid_scores": {**curve.scores}})
         )
-    with masking_seen(retriever, seen) if seen is not None else nullcontext():
+    masking = masking_seen(retriever, seen) if seen is not None else nullcontext()
+    with masking, _naming_training(config["model"]):
         trainer.fit(train, valid, saved=True, show_progress=show_progress, callback_fn=record)
     curve.losses.update({epoch: float(loss) for epoch, loss in trainer.train_loss_dict.items()})
     _wait_for_all_processes()  # the first one writes the file
@@ -146,6 +149,19 @@ def masking_seen(retriever, seen: SeenItems) -> Iterator[None]:
         yield
     finally:
         del retriever.full_sort_predict
+
+
+@contextmanager
+def _naming_training(name: str) -> Iterator[None]:
+    """Within, RecBole's error of a loss that is NaN says whose it is, and what to try."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error) != "Training loss is nan":
+            raise
+        raise NotFiniteError(
+            f"training of the retriever {name}: The loss is NaN. {REMEDY}"
+        ) from error
 
 
 def _wait_for_all_processes() -> None:

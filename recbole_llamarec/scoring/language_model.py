@@ -24,6 +24,8 @@ from recbole_llamarec.ranking.protocol import Ranker, RankerParts, ranker_class_
 from recbole_llamarec.ranking.rank import BatchLog, rank_all
 from recbole_llamarec.scoring.scorer import Rows, Scorer, ScorerParts
 
+MOST_TOKENISED = 1000  # of the titles with most characters, to find those with most tokens
+
 
 class LanguageModel:
     """A language model's opinion on candidates, read as ``ranking_method`` says.
@@ -62,8 +64,26 @@ class LanguageModel:
                 texts=self._parts.item_texts,
                 settings=settings,
             )
-            self._ranker = ranker_class_of(self.name).build(parts)
+            ranker = ranker_class_of(self.name).build(parts)
+            self._check_longest_prompt(ranker, tokenizer)
+            self._ranker = ranker
         return self._ranker
+
+    def _check_longest_prompt(self, ranker: Ranker, tokenizer: Any) -> None:
+        """Find out now, before any training, whether every prompt fits the model.
+
+        Raises:
+            ValueError: the longest titles do not fit as candidates; names the keys.
+        """
+        if ranker.prompts is None:
+            return
+        n_shown, titles = self._parts.settings.rerank_candidates, ranker.prompts.titles
+        longest = sorted(range(1, len(titles)), key=lambda i: len(titles[i]), reverse=True)
+        longest = longest[: MOST_TOKENISED + n_shown]
+        n_tokens = dict(
+            zip(longest, map(len, tokenizer([titles[i] for i in longest]).input_ids), strict=True)
+        )
+        ranker.encode([], sorted(longest, key=n_tokens.__getitem__, reverse=True)[:n_shown])
 
     def _adapted(self, base: nn.Module) -> nn.Module:
         """The language model with its adapter: a checkpoint's, a directory's, or a fresh one."""
@@ -89,7 +109,7 @@ class LanguageModel:
             float32 ``[R, K]`` on the CPU.
 
         Raises:
-            ValueError: a score is not finite.
+            NotFiniteError: a score is not finite.
         """
         histories, pools = rows.histories, items.tolist()
         return rank_all(
