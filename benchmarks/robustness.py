@@ -1,11 +1,15 @@
 """Kill a small run at random moments and let it go on: does it end as if nothing had happened?
 
     python benchmarks/robustness.py --kills 30
+    python benchmarks/robustness.py --settings 300
 
 Each trial starts the same small run (LRURec, letters, tuned, fused; data and a random two-layer
 Llama of the tests), kills it by SIGKILL after a random time, starts the same command again, and
 compares the users' table, the test metrics and the files that are left with those of a run that
 was never interrupted. A trial may be killed several times before it is let go on.
+
+``--settings`` reads 10,000 fuzzed values instead and runs some of those that are taken; see
+``fuzzed_settings.py``.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from tabulate import tabulate
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))
 
+from fuzzed_settings import campaign  # noqa: E402
 from helpers import tiny_settings  # noqa: E402
 from tiny_llama import write_tiny_llama  # noqa: E402
 
@@ -68,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30, help="trials")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
+    parser.add_argument("--settings", type=int, default=0, help="fuzzed values to run, no kills")
     options = parser.parse_args(arguments)
+    if options.settings:
+        raise SystemExit(min(1, campaign(options.settings, options.seed)))
     generator = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

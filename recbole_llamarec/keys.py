@@ -284,6 +284,7 @@ NAME = Rule(
 SWITCH = Rule("bool", "True or False", lambda value: isinstance(value, bool))
 MAPPING = Rule(
     "dict",
-    "a mapping of names to values, whose numbers are finite",
-    lambda value: isinstance(value, Mapping) and _is_plain(value),
+    "a mapping of keys to values",
+    lambda value: isinstance(value, Mapping) and all(map(is_text, value)),
 )
+PLAIN = Rule("any", "a plain value, whose numbers are finite and texts without U+0000", _is_plain)

@@ -12,6 +12,7 @@ from typing import Any
 
 from recbole_llamarec.keys import (
     MAPPING,
+    PLAIN,
     SWITCH,
     TEXT,
     Rule,
@@ -153,7 +154,7 @@ DATA_RULES: dict[str, Rule] = {
     "preload_weight": optional(mapping_to(TEXT)),
     "normalize_field": optional(NAMES),
     "normalize_all": optional(SWITCH),
-    "discretization": optional(MAPPING),
+    "discretization": optional(mapping_to(PLAIN)),
     "benchmark_filename": optional(
         Rule(
             "list of str",

@@ -19,6 +19,7 @@ from recbole.utils import EvaluatorType
 from recbole_llamarec.data.item_text import check_fallback, format_fields
 from recbole_llamarec.integration.configs import sequential_model_class
 from recbole_llamarec.integration.known import rules_of
+from recbole_llamarec.keys import PLAIN
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings, check_language_model
 from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_class_of, ranker_names
 from recbole_llamarec.ranking.verbalizer import default_labels
@@ -182,8 +183,9 @@ def _retriever_is_sequential(retriever: str) -> list[str]:
 def _retriever_has_right_values(
     retriever: str, retriever_config: Mapping[str, Any] | None
 ) -> list[str]:
-    rules = {**RULES, **rules_of(retriever)}
-    return list(wrong_values(retriever_config or {}, rules, "retriever_config: ").values())
+    given = retriever_config or {}
+    rules = {**dict.fromkeys(given, PLAIN), **RULES, **rules_of(retriever)}
+    return list(wrong_values(given, rules, "retriever_config: ").values())
 
 
 def _candidates_are_drawn_from_enough(
