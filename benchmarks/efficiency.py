@@ -26,7 +26,7 @@ import torch
 import transformers
 from efficiency_report import import_pyplot, plot, table
 from machine import cpu_name, without_folder
-from results import write_whole
+from results import read_report, write_whole
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
@@ -241,13 +241,15 @@ def started_report(file: Path, options: argparse.Namespace, model) -> dict[str, 
     }
     lengths: dict[str, Any] = {}
     if file.is_file() and not options.overwrite:
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if changed := [k for k, v in conditions.items() if before["conditions"].get(k) != v]:
+        before = read_report(file, "conditions")
+        if changed := [
+            k for k, v in conditions.items() if before.get("conditions", {}).get(k) != v
+        ]:
             raise ValueError(
                 f"{file} was measured under other conditions ({', '.join(changed)}), so that its "
                 "times cannot be compared: name another --out, or measure it anew by --overwrite."
             )
-        lengths = before["lengths"]
+        lengths = before.get("lengths", {})
     return {"command": command(options), "conditions": conditions, "lengths": lengths}
 
 

@@ -9,14 +9,21 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from cell_lines import line_text, read_line
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
+
+from recbole_llamarec.evaluation.users_file import Table
 
 CELLS = "cells.jsonl"
 USERS = "users.csv.gz"
+USERS_REMEDY = "Restore a copy of it; without it there are no paired tests."
 Line = Mapping[str, Any]
 Results = Mapping[str, Line]  # by id
 
@@ -25,22 +32,47 @@ def read_cells(out: Path) -> dict[str, Line]:
     """The lines of all cells that a folder of results has, by id.
 
     Raises:
-        ValueError: a line is no JSON object with an id.
+        ValueError: a line is no finished cell, or there twice; names the line.
     """
     file = out / CELLS
     if not file.is_file():
         return {}
-    lines = {}
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    lines: dict[str, Line] = {}
+    content = file.read_bytes().removesuffix(b"\n").split(b"\n")
+    for number, text in enumerate(content, start=1):
         try:
-            line = json.loads(text)
-            lines[line["id"]] = line
-        except (ValueError, TypeError, KeyError) as error:
+            line = read_line(text.decode())
+            if line["id"] in lines:
+                raise ValueError(f"the cell {line['id']} is there twice")
+        except ValueError as error:
             raise ValueError(
-                f"{file}, line {number}: not a finished cell ({error!r}); delete this line, and "
+                f"{file}, line {number}: not a finished cell ({error}); delete this line, and "
                 "its cell is run again"
             ) from error
+        lines[line["id"]] = line
     return lines
+
+
+def read_report(file: Path, needed: str) -> dict[str, Any]:
+    """The figures that a benchmark has written before.
+
+    Args:
+        file: JSON.
+        needed: a part that it must have.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        report = json.loads(file.read_bytes())
+        if not isinstance(report, dict) or not isinstance(report.get(needed, {}), dict):
+            raise ValueError(f"{needed!r} is no JSON object in it")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file} holds no figures of this benchmark ({error}); restore a copy of it, or remove "
+            "it to measure anew."
+        ) from error
+    return report
 
 
 def retired_cells(lines: Results, current: Results) -> dict[str, Line]:
@@ -68,7 +100,7 @@ def add_cell(out: Path, line: Line, users: pd.DataFrame | None = None) -> None:
 
 def write_cells(out: Path, lines: Results) -> None:
     """Write ``cells.jsonl`` anew."""
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())
+    text = "".join(f"{line_text(line)}\n" for line in lines.values())
     write_whole(out / CELLS, text.encode())
 
 
@@ -83,19 +115,34 @@ def read_users(out: Path, as_text: bool = False) -> pd.DataFrame:
 
     Args:
         out: folder of the suite's results.
-        as_text: all columns as they stand in the file.
+        as_text: all columns as they stand in the file; they are checked all the same.
 
     Returns:
         columns ``cell`` and ``user``, and for each stage of any cell ``rank:<stage>`` and
         ``<metric>@<k>:<stage>``, empty in the rows of cells without it; no rows without the file.
+
+    Raises:
+        ValueError: the file is damaged; names the line.
     """
     file = out / USERS
+    keys = ("cell", "user")
     if not file.is_file():
-        return pd.DataFrame(columns=["cell", "user"])
+        return pd.DataFrame(columns=list(keys))
+    table = Table(file, USERS_REMEDY)
+    if missing := set(keys) - set(table.fields):
+        raise table.damaged(1, f"the header lacks {sorted(missing)}")
+    users = table.numbers(texts=keys, may_lack_stages=True)
+    table.check_rows()
     if as_text:
-        return pd.read_csv(file, dtype=str, keep_default_na=False)
-    names = {"cell": str, "user": str}
-    return pd.read_csv(file, dtype=names, keep_default_na=False, na_values="")  # a user may be "NA"
+        return table.fields
+    counts = users.groupby("cell").size()
+    for id_, line in read_cells(out).items():
+        if id_ in counts and counts[id_] != line["n_rows"]:
+            raise ValueError(
+                f"{file} has {counts[id_]} rows of the cell {id_}, whose test had "
+                f"{line['n_rows']}. {USERS_REMEDY}"
+            )
+    return users
 
 
 def write_whole(file: Path, content: bytes) -> None:

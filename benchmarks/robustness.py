@@ -1,15 +1,22 @@
-"""Kill a small run at random moments and let it go on: does it end as if nothing had happened?
+"""Attack a small run, seeded and with counts: kill it at random moments, flip bits in its files.
 
     python benchmarks/robustness.py --kills 30
-    python benchmarks/robustness.py --settings 300
+    python benchmarks/robustness.py --flips 200
+    python benchmarks/robustness.py --settings 10000
+    python benchmarks/robustness.py --damaged 200
+    python benchmarks/robustness.py --soak 10
 
-Each trial starts the same small run (LRURec, letters, tuned, fused; data and a random two-layer
-Llama of the tests), kills it by SIGKILL after a random time, starts the same command again, and
-compares the users' table, the test metrics and the files that are left with those of a run that
-was never interrupted. A trial may be killed several times before it is let go on.
+Kills: does a run that goes on end as if nothing had happened? Each trial starts the same small run
+(LRURec, letters, tuned, fused; data and a random two-layer Llama of the tests), kills it by SIGKILL
+after a random time, starts the same command again, and compares the users' table, the test metrics
+and the files that are left with those of a run that was never interrupted.
 
-``--settings`` reads 10,000 fuzzed values instead and runs some of those that are taken; see
-``fuzzed_settings.py``.
+Settings: is each value of a key accepted, or refused by an error that names the key? One in twenty
+of the accepted ones is put into a small run, which may not fail later. See ``fuzzed_settings.py``.
+
+Flips: is each flipped bit noticed when the file is loaded? See ``robustness_flips.py``. Damages: do
+commands say of a damaged table or record which file and line it is? See ``robustness_damage.py``.
+Soak: does the service answer under load as when it is quiet? See ``robustness_soak.py``.
 """
 
 from __future__ import annotations
@@ -32,10 +39,13 @@ import yaml
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "tests"))
+sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
 
-from fuzzed_settings import campaign  # noqa: E402
-from helpers import tiny_settings  # noqa: E402
+import fuzzed_settings  # noqa: E402
+from helpers import checkpoint_of, tiny_settings  # noqa: E402
+from robustness_damage import damaged, targets  # noqa: E402
+from robustness_flips import flip_bits, loaders  # noqa: E402
+from robustness_soak import soak, summary  # noqa: E402
 from tiny_llama import write_tiny_llama  # noqa: E402
 
 SETTINGS = {
@@ -48,6 +58,7 @@ SETTINGS = {
     "llm_batch_tokens": 512,
     "retriever_config": {"epochs": 60, "stopping_step": 60, "train_batch_size": 16},
 }
+EMBEDDED = "embedded"  # the value of llm_name_or_path
 RESULT = re.compile(r"test result: (.*)")
 
 
@@ -71,36 +82,103 @@ class Outcome:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the trials and print one line each; the exit code is 1 with findings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=30, help="trials")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments")
-    parser.add_argument("--settings", type=int, default=0, help="fuzzed values to run, no kills")
+    parser.add_argument("--kills", type=int, default=0, help="runs that are killed")
+    parser.add_argument("--flips", type=int, default=0, help="flipped bits in each kind of file")
+    parser.add_argument("--settings", type=int, default=0, help="values of keys")
+    parser.add_argument("--damaged", type=int, default=0, help="damaged versions of each file")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="load on the service")
+    parser.add_argument("--checkpoint", type=Path, help="of the soak; a small one if left out")
+    parser.add_argument("--data-path", type=Path, help="its folder of data sets (dataset/)")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="of a score in the soak")
+    parser.add_argument("--seed", type=int, default=1, help="of moments, bits, values and requests")
     options = parser.parse_args(arguments)
-    if options.settings:
-        raise SystemExit(min(1, campaign(options.settings, options.seed)))
-    generator = random.Random(options.seed)
+    campaigns = {
+        kills: options.kills,
+        flips: options.flips,
+        fuzzed_settings.campaign: options.settings,
+        damages: options.damaged,
+    }
+    if not (any(campaigns.values()) or options.soak):
+        parser.error("give --kills, --flips, --settings, --damaged or --soak")
+    n_findings = soaked(options) if options.soak else 0
+    for campaign, count in campaigns.items():
+        if count:
+            with tempfile.TemporaryDirectory() as folder:
+                llama = write_tiny_llama(Path(folder) / "llama")
+                n_findings += campaign(Path(folder), llama, count, random.Random(options.seed))
+    raise SystemExit(min(1, n_findings))
+
+
+def damages(root: Path, llama: Path, count: int, generator: random.Random) -> int:
+    """Damage the files that commands read; returns the findings."""
+    finish(prepared(root / "run", llama))
+    checkpoint = checkpoint_of(root / "run" / "saved")
+    lines, faults = [], []
+    for kind, target in targets(checkpoint, root / "run" / "data", root).items():
+        tally = damaged(target, count, generator)
+        faults += [f"{kind}: {finding}" for finding in tally.findings]
+        lines.append([kind, count, tally.refused, tally.equal, len(tally.findings)])
+    headers = ["file", "damages", "refused", "read, nothing different", "findings"]
+    print(tabulate(lines, headers=headers, tablefmt="github"))
+    print("\n".join(faults))
+    return len(faults)
+
+
+def soaked(options: argparse.Namespace) -> int:
+    """Put the service under load; returns 1 with findings.
+
+    Without a checkpoint it serves the embedded language model, beside a small retriever.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        llama = write_tiny_llama(root / "llama")
-        expected = finish(prepared(root / "reference", llama))
-        lines, n_findings = [], 0
-        for trial in range(options.kills):
-            run = prepared(root / f"trial-{trial}", llama)
-            moment = generator.uniform(0.0, expected.seconds)
-            phase = killed_after(run, moment)
-            outcome = finish(run)
-            faults = findings(expected, outcome)
-            n_findings += bool(faults)
-            lines.append(
-                [trial + 1, f"{moment:.1f}", phase, f"{outcome.seconds:.1f}", faults or "-"]
-            )
-            print(lines[-1], flush=True)
+        checkpoint, data_path = options.checkpoint, options.data_path
+        if checkpoint is None:
+            root = prepared(Path(folder), Path(EMBEDDED))
+            settings = yaml.safe_load((root / "run.yaml").read_text(encoding="utf-8"))
+            settings |= {"epochs": 0, "rerank_fusion": 0.5}
+            (root / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+            finish(root)
+            checkpoint, data_path = checkpoint_of(root / "saved"), root / "data"
+        tally = soak(checkpoint, data_path, options.soak, options.seed, options.tolerance)
+    print("\n".join(summary(tally)))
+    return int(bool(tally.wrong))
+
+
+def flips(root: Path, llama: Path, count: int, generator: random.Random) -> int:
+    """Flip bits in the files of a finished and of an interrupted run; returns the findings."""
+    finished, interrupted = prepared(root / "finished", llama), prepared(root / "cut", llama)
+    finish(finished)
+    checkpoint = checkpoint_of(finished / "saved")
+    lines, faults = [], []
+    for kind, (path, load) in loaders(checkpoint, killed_while_scoring(interrupted)).items():
+        tally = flip_bits(path, load, count, generator)
+        faults += [f"{kind}: {finding}" for finding in tally.findings]
+        lines.append([kind, count, tally.refused, tally.equal, len(tally.findings)])
+    headers = ["file", "flips", "refused", "loaded, nothing different", "findings"]
+    print(tabulate(lines, headers=headers, tablefmt="github"))
+    print("\n".join(faults))
+    return len(faults)
+
+
+def kills(root: Path, llama: Path, count: int, generator: random.Random) -> int:
+    """Kill runs and let them go on; returns how many of them end otherwise."""
+    expected = finish(prepared(root / "reference", llama))
+    lines, n_findings = [], 0
+    for trial in range(count):
+        run = prepared(root / f"trial-{trial}", llama)
+        moment = generator.uniform(0.0, expected.seconds)
+        phase = killed_after(run, moment)
+        outcome = finish(run)
+        faults = findings(expected, outcome)
+        n_findings += bool(faults)
+        lines.append([trial + 1, f"{moment:.1f}", phase, f"{outcome.seconds:.1f}", faults or "-"])
+        print(lines[-1], flush=True)
     headers = ["kill", "after s", "last phase", "resumed run, s", "finding"]
     print(tabulate(lines, headers=headers, tablefmt="github"))
     print(
-        f"{options.kills} kills, {n_findings} findings; an uninterrupted run takes "
+        f"{count} kills, {n_findings} findings; an uninterrupted run takes "
         f"{expected.seconds:.1f} s: {expected.metrics}"
     )
-    raise SystemExit(min(1, n_findings))
+    return n_findings
 
 
 def prepared(folder: Path, llama: Path) -> Path:
@@ -143,6 +221,24 @@ def killed_after(folder: Path, seconds: float) -> str:
         "retriever": "Stage 1 of 2",
     }
     return next((phase for phase, words in phases.items() if words in log), "start")
+
+
+def killed_while_scoring(folder: Path) -> Path:
+    """Kill the run when it has written a state and scored batches; returns the state's file.
+
+    Raises:
+        RuntimeError: the run ended before.
+    """
+    process = start(folder)
+    saved = folder / "saved"
+    while not (list(saved.glob("*.resume.pt")) and list(saved.glob("*.scores-0.pt"))):
+        if process.poll() is not None:
+            raise RuntimeError((folder / "log.txt").read_text(encoding="utf-8")[-3000:])
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (state,) = saved.glob("*.resume.pt")
+    return state
 
 
 def finish(folder: Path) -> Outcome:

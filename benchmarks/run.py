@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
+from cell_lines import read_line
 from page import latex, write_page
-from results import Line, add_cell, read_cells
+from results import Line, add_cell, read_cells, read_users
 from suite import CELL_LINE, CELL_USERS, Cell, Suite, read_suite, retriever_file
 from tables import rows_of, suite_groups
 from tqdm import tqdm
@@ -86,14 +87,22 @@ class Runner:
         spec = {"cell": asdict(cell), "data": str(self.data)}
         (work / "spec.json").write_text(json.dumps(spec))
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        command = [sys.executable, str(HERE / "cell.py"), str(work / "spec.json")]
+        scripts = [str(HERE / "with_parent.py"), str(HERE / "cell.py")]
+        command = [sys.executable, *scripts, str(work / "spec.json")]
         with (work / "log.txt").open("w") as log:
             process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=work
+                command,
+                stdin=subprocess.PIPE,  # open for as long as this process is there
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=work,
+                start_new_session=True,
             )
             self.processes.add(process)
             code = process.wait()
             self.processes.discard(process)
+            process.stdin.close()  # type: ignore[union-attr]
         if code:
             self.failed[cell.id] = work / "log.txt"
 
@@ -102,18 +111,19 @@ class Runner:
         work = self.work / cell.id
         users = work / CELL_USERS
         table = pd.read_csv(users, dtype=str, keep_default_na=False) if users.is_file() else None
-        add_cell(self.out, json.loads((work / CELL_LINE).read_text()), table)
+        add_cell(self.out, read_line((work / CELL_LINE).read_text(encoding="utf-8")), table)
         (work / CELL_LINE).unlink()
         users.unlink(missing_ok=True)
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """Within, an interruption ends the cells that run."""
+        """Within, an interruption ends the cells that run, with all their processes."""
         try:
             yield
         finally:
             for process in list(self.processes):
-                process.terminate()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
 
 
 def run_suite(runner: Runner, jobs: int, only: str, minutes: float | None) -> None:
@@ -170,9 +180,13 @@ def main() -> None:
         (arguments.work or Path("saved") / suite.name).resolve(),
         arguments.threads or max(1, (os.cpu_count() or 1) // arguments.jobs),
     )
-    run_suite(runner, arguments.jobs, arguments.only, arguments.minutes)
-    results = runner.results()
-    write_page(suite, results, runner.out)
+    try:
+        read_users(runner.out)  # before hours of cells, whose users are added to it
+        run_suite(runner, arguments.jobs, arguments.only, arguments.minutes)
+        results = runner.results()
+        write_page(suite, results, runner.out)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     if arguments.latex:
         rows = rows_of(suite_groups(suite, results), "test")
         arguments.latex.write_text(latex(rows), encoding="utf-8")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import cpu_name
+from results import read_report
 from serving_load import Outcome, Request, ServiceProcess, ask
 from serving_report import LOADS, WAYS, as_markdown
 from tqdm import tqdm
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recommender = Recommender.from_checkpoint(options.checkpoint, options.data_path)
     name = options.name or recommender.dataset.dataset_name
     file = options.out / f"{name}.json"
-    report = json.loads(file.read_text()) if file.is_file() else {}
+    report = read_report(file, "machine") if file.is_file() else {}
     report["machine"] = {
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),

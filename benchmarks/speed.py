@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import transformers
 from machine import cpu_name, without_folder
+from results import read_report
 from speed_methods import (
     EMBEDDED,
     Bench,
@@ -109,7 +110,7 @@ def started_report(file: Path, options: argparse.Namespace) -> dict[str, Any]:
     conditions = {"llm": without_folder(options.llm), "quick": options.quick}
     if not file.is_file():
         return {"conditions": conditions}
-    report = json.loads(file.read_text())
+    report = read_report(file, "conditions")
     before = report.setdefault("conditions", {"llm": EMBEDDED, "quick": False})
     if before != conditions:
         raise ValueError(

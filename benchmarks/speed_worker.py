@@ -29,8 +29,9 @@ def tuning(task: dict[str, Any]) -> dict[str, Any]:
     import torch
     from speed_methods import Bench, K
 
-    from recbole_llamarec.ranking.model.adapter import LoraSettings, add_adapter
+    from recbole_llamarec.ranking.model.adapter import add_adapter
     from recbole_llamarec.ranking.model.batching import TokenBudget
+    from recbole_llamarec.ranking.model.lora import LoraSettings
     from recbole_llamarec.tuning.step import optimizer_step
 
     bench = Bench.of(task["dataset"], task["data"], task["llm"])

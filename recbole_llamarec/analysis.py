@@ -18,10 +18,12 @@ from tabulate import tabulate
 
 from recbole_llamarec.evaluation.metrics import metrics_of_ranks
 from recbole_llamarec.evaluation.table import RANK
+from recbole_llamarec.evaluation.users_file import read_run_users
+from recbole_llamarec.files import written_whole
 from recbole_llamarec.report import INSTALL
 
 RETRIEVER_RANK = "retriever_rank"  # a grouping by the ranks of the first stage, whatever its name
-RANK_EDGES = (1, 2, 4, 6, 11)
+MOST, RANK_EDGES = 1000, (1, 2, 4, 6, 11)  # MOST candidates, and places of a cut-off
 GROUPINGS = {
     RETRIEVER_RANK: "rank of the target by the retriever",
     "history_length": "items in the history",
@@ -42,15 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--topk", type=int, default=10, help="cut-off of Recall and NDCG")
     parser.add_argument("--out", type=Path, help="file without ending: .md and .html are added")
     options = parser.parse_args(arguments)
-    users = read_users(options.users)
-    text = describe(users, options.candidates, options.topk)
-    print(text)
-    if options.out:
-        if find_spec("plotly") is None:
-            raise SystemExit(f"--out draws with plotly; `{INSTALL}`.")
-        Path(f"{options.out}.md").write_text(text, encoding="utf-8")
-        figure = plot(users, options.candidates, options.topk)
-        figure.write_html(f"{options.out}.html", include_plotlyjs=True)
+    if options.out and find_spec("plotly") is None:
+        raise SystemExit(f"--out draws with plotly; `{INSTALL}`.")
+    try:
+        users = read_users(options.users)
+        text = describe(users, options.candidates, options.topk)
+        print(text)
+        if options.out:
+            figure = plot(users, options.candidates, options.topk)
+            with written_whole(Path(f"{options.out}.md"), "--out") as part:
+                part.write_text(text, encoding="utf-8")
+            with written_whole(Path(f"{options.out}.html"), "--out") as part:
+                figure.write_html(part, include_plotlyjs=True)
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
 
 
 # --- the table of users -------------------------------------------------------------------------
@@ -64,18 +71,19 @@ def read_users(file: Path, needs_scorer: bool = True) -> pd.DataFrame:
         needs_scorer: whether the run must have had another stage than the retriever.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is no such table.
+        FileNotFoundError, ValueError: there is no such file, or it is no such table, or a damaged
+            one; names the line.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{str(file)!r} is not there; give a run's .users.csv.")
-    users = pd.read_csv(file)
+    users = read_run_users(file)
     missing = {column for column in GROUPINGS if column != RETRIEVER_RANK} - set(users)
     if len(stages_of(users)) < 1 + needs_scorer:
         missing.add(f"{RANK}:STAGE of two stages or more" if needs_scorer else f"{RANK}:STAGE")
     if missing:
         raise ValueError(
-            f"{str(file)!r} lacks the columns {sorted(missing)}: it is of a run without a scorer, "
-            "or of an earlier version. Evaluate the checkpoint again."
+            f"{file}, line 1: the header lacks {sorted(missing)}: the table is of a run without a "
+            "scorer, of an earlier version, or damaged. Evaluate the checkpoint again."
         )
     return users
 
@@ -127,13 +135,21 @@ def describe(users: pd.DataFrame, n_candidates: int, topk: int) -> str:
     """Every table as Markdown.
 
     Raises:
-        ValueError: the scorers have not scored some of the rows that ``n_candidates`` would
-            retrieve.
+        ValueError: ``n_candidates`` is not the run's: the scorers have not scored some of the rows
+            that it would retrieve, or have chosen a place behind it; or ``topk`` is none.
     """
+    for option, value in (("--candidates", n_candidates), ("--topk", topk)):
+        if not 1 <= value <= MOST:
+            raise ValueError(f"{option} is {value}; it must be from 1 to {MOST}.")
     retrieved, scorers = retrieved_users(users, n_candidates), scorers_of(users)
     if any(retrieved[f"first:{scorer}"].isna().any() for scorer in scorers):
         raise ValueError(
             f"--candidates is {n_candidates}, but the run has ranked fewer; give its "
+            "rerank_candidates."
+        )
+    if any((retrieved[f"first:{scorer}"] >= n_candidates).any() for scorer in scorers):
+        raise ValueError(
+            f"--candidates is {n_candidates}, but the run has ranked more; give its "
             "rerank_candidates."
         )
     lines = [

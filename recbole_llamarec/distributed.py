@@ -54,6 +54,21 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
+def without_repeated_rows(parts: list[Any], n_rows: int, without_last: Any) -> list[Any]:
+    """Evaluation rows of all processes, each once.
+
+    RecBole deals the rows out like cards and repeats the first ones until all processes have
+    equally many. These repetitions are the last row of the last processes.
+
+    Args:
+        parts: what every process has of its rows, by rank; ``len`` of each is how many these are.
+        n_rows: rows that were dealt out.
+        without_last: a part without its last row.
+    """
+    surplus = sum(map(len, parts)) - n_rows if len(parts) > 1 else 0
+    return [*parts[: len(parts) - surplus], *map(without_last, parts[len(parts) - surplus :])]
+
+
 def from_first(value: Any) -> Any:
     """What the first process gives."""
     if not is_distributed():

@@ -1,17 +1,207 @@
-"""Files that are written beside their name and renamed: a name never stands for half a file."""
+"""Files and folders that are written beside their name and renamed: no name stands for a half.
+
+What is written is flushed to the disk before it takes its name, so that this holds when the machine
+stops, too.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_llamarec.checksums import DamagedFileError, check_seal, sealed, write_sums
 
 PART = ".part"  # ending of a file that is being written; a killed process may leave it
+REMEDY = "Have it take files again (space, rights), and give the same command again: it goes on."
 
 
 @contextmanager
-def written_whole(file: Path) -> Iterator[Path]:
-    """Within, the file to write to; afterwards it has replaced ``file``."""
-    part = file.with_name(f"{file.name}{PART}")
-    yield part
-    part.replace(file)
+def written_whole(
+    file: Path, key: str = "checkpoint_dir", part: Path | None = None
+) -> Iterator[Path]:
+    """Within, the file to write to; afterwards it has replaced ``file``.
+
+    Args:
+        file: the name that it takes; what is there stays until then.
+        key: YAML key or option that names the folder, for messages.
+        part: the unfinished file, in the same folder; ``<file>.part`` if left out.
+
+    Yields:
+        ``part``. Where writing fails it is removed, and ``file`` is as before.
+
+    Raises:
+        OSError: it cannot be written; says where, why and what to do.
+    """
+    part = part or file.with_name(f"{file.name}{PART}")
+    try:
+        with naming(file, key):
+            yield part
+            flush(part)
+            part.replace(file)
+            flush(file.parent)
+    finally:
+        with suppress(OSError):  # the folder may have gone, or be no folder
+            part.unlink()
+
+
+@contextmanager
+def naming(path: Path, key: str) -> Iterator[None]:
+    """Within, an ``OSError`` of writing says where, by which key and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(
+            error.errno or errno.EIO,
+            f"{key}: {str(path)!r} cannot be written: {reason}. What was saved before stays as it "
+            f"is. {REMEDY}",
+        ) from error
+
+
+def save_tensors(value: Any, file: Path, part: Path | None = None) -> None:
+    """Save tensors and plain values with their checksum, whole or not at all.
+
+    Args:
+        value: what ``torch.load(weights_only=True)`` reads.
+        file: where; its folder is made.
+        part: as :func:`written_whole` takes it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    archive = io.BytesIO()  # torch says nothing of the disk's errors
+    torch.save(value, archive)
+    with naming(file.parent, "checkpoint_dir"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(file, part=part) as part:
+        part.write_bytes(sealed(archive.getvalue()))
+
+
+def read_tensors(file: Path) -> Any:
+    """Read what :func:`save_tensors` wrote, onto the CPU.
+
+    Raises:
+        DamagedFileError: it has no checksum, or another.
+        Exception: of any kind, where it is no archive of tensors and plain values.
+    """
+    if not check_seal(file):
+        raise DamagedFileError("it has no checksum: an earlier version wrote it, or it is cut off")
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def folder_written_whole(directory: Path, key: str = "checkpoint_dir") -> Iterator[Path]:
+    """Within, write a folder's files; they take its place whole or not at all, with checksums.
+
+    The names beside it do not change, so that what a killed run leaves is removed by the next one.
+
+    Args:
+        directory: made with its parents; a folder of the same files already there is replaced.
+        key: YAML key that names where it is, for messages.
+
+    Yields:
+        An empty folder to write to.
+
+    Raises:
+        FileExistsError: the directory holds something else, which would be lost.
+        OSError: it cannot be written.
+    """
+    staging, replaced = _names_beside(directory)
+    try:
+        with naming(directory, key):
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(directory)
+            staging.mkdir()
+            yield staging
+            write_sums(staging)
+            for file in staging.iterdir():
+                flush(file)
+            flush(staging)
+        if directory.exists():
+            foreign = set(os.listdir(directory)) - set(os.listdir(staging))
+            if foreign:
+                raise FileExistsError(
+                    f"{directory} holds {sorted(foreign)}, which are no adapter's files; give a "
+                    "new or an empty directory for the adapter."
+                )
+        with naming(directory, key):
+            if directory.exists():
+                directory.rename(replaced)
+            staging.rename(directory)
+            flush(directory.parent)
+    finally:
+        remove_leftovers(directory)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a process left that was killed in :func:`folder_written_whole`."""
+    staging, replaced = _names_beside(directory)
+    if replaced.exists() and not directory.exists():  # killed between the two renames
+        replaced.rename(directory)
+    for folder in (staging, replaced):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _names_beside(directory: Path) -> tuple[Path, Path]:
+    """Of the folder that is being written, and of the one that it replaces."""
+    hidden = f".{directory.name}"
+    return directory.with_name(f"{hidden}{PART}"), directory.with_name(f"{hidden}.replaced")
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot flush a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def require_writable(folder: Path, key: str, n_bytes: int = 2**12) -> None:
+    """Make a folder and try to write there, so that it is not found out after hours.
+
+    Args:
+        folder: made with its parents.
+        key: what names it, for the message.
+        n_bytes: to be written there at most, as far as is known; with 0 the folder is only made.
+
+    Raises:
+        OSError: it cannot be made or written to, or has less space.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if n_bytes == 0:
+            return
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(2**12))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise OSError(
+            error.errno or errno.EIO,
+            f"{key}: the folder {str(folder.absolute())!r} cannot be written to: "
+            f"{error.strerror or error}. Name a folder that can be, or mend this one; nothing has "
+            "been trained yet.",
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{key}: {str(folder)!r} has {free / 2**20:.1f} MB free, and this run writes up to "
+            f"{n_bytes / 2**20:.1f} MB there. Free space, or name another folder; nothing has been "
+            "trained yet.",
+        )

@@ -71,7 +71,8 @@ def shown(value: Any) -> str:
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # of a number with more than 4,300 digits, or too deep
-        return f"a {type(value).__name__} that is too long to be shown"
+        names = f" with the keys {', '.join(map(str, value))}" if type(value) is dict else ""
+        return f"a {type(value).__name__}{names} that is too long to be shown"
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}…"
 
 
@@ -141,16 +142,8 @@ def number(
     at_most: float | None = None,
 ) -> Rule:
     """A finite number within bounds; True and False are none."""
-    bounds = [
-        f"{words} {bound:g}"
-        for words, bound in (
-            ("above", above),
-            ("of at least", at_least),
-            ("below", below),
-            ("at most", at_most),
-        )
-        if bound is not None
-    ]
+    limits = {"above": above, "of at least": at_least, "below": below, "at most": at_most}
+    bounds = [f"{words} {bound:g}" for words, bound in limits.items() if bound is not None]
 
     def accepts(value: Any) -> bool:
         return (
@@ -278,8 +271,8 @@ TEXT = Rule(
 )
 NAME = Rule(
     "str",
-    "a name: letters, digits and _, not beginning with a digit",
-    lambda value: isinstance(value, str) and value.isidentifier(),
+    "a name: at most 100 letters, digits and _, not beginning with a digit",
+    lambda value: isinstance(value, str) and value.isidentifier() and len(value) <= 100,
 )
 SWITCH = Rule("bool", "True or False", lambda value: isinstance(value, bool))
 MAPPING = Rule(

@@ -11,9 +11,11 @@ import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
-from recbole_llamarec.data.seen import SeenItems, items_to_mask, seen_mask
+from recbole_llamarec.data.seen import SeenItems, chosen_before, items_to_mask, seen_mask
+from recbole_llamarec.evaluation.metrics import require_items
 from recbole_llamarec.evaluation.passes import EvaluationPass, best_first_of
 from recbole_llamarec.finite import check_finite
+from recbole_llamarec.integration.catalogue import tokens_of
 from recbole_llamarec.integration.configs import known_keys
 from recbole_llamarec.retrieval.candidates import Candidates, propose
 from recbole_llamarec.retrieval.retriever import build_retriever
@@ -39,6 +41,9 @@ class LlamaRec(SequentialRecommender):
         ValueError: a key is wrong or the data set does not suit it; says which and what to do.
 
     Attributes:
+        catalogue: tokens of items and users, which checkpoints hold.
+        seen: what each user has chosen in the training part.
+        chosen: what each user has chosen in all parts; a row knows how much of it came before.
         scorers: by name, in the order of the fusion.
         fusion: how they decide together with the retriever.
         item_counts: how often each item is a target in training, int64 ``[n_items]``.
@@ -53,10 +58,12 @@ class LlamaRec(SequentialRecommender):
         if unknown:
             self.logger.warning(f"Nothing reads these keys: {', '.join(unknown)}")
         self.seed = config["seed"]
+        self.catalogue = tokens_of(dataset)
         self.item_texts = dataset.item_texts(self.settings.item_text_fallback)
-        self.seen = SeenItems.of_training(dataset)
+        self.seen, self.chosen = SeenItems.of_training(dataset), dataset.chosen
         targets = np.asarray(dataset.inter_feat[self.ITEM_ID])
         self.item_counts = np.bincount(targets, minlength=self.n_items)
+        require_items(config["topk"], self.n_items - 1)
         self._check_catalogue()
         self.retriever, self.retriever_config = build_retriever(
             config, self.settings.retriever, self.settings.retriever_config or {}, dataset
@@ -69,7 +76,8 @@ class LlamaRec(SequentialRecommender):
         self._pass: EvaluationPass | None = None
 
     def _check_catalogue(self) -> None:
-        longest = self.seen.most + 1  # at test time, the validation item is history too
+        masks = self.settings.rerank_mask_seen
+        longest = self.chosen.most(but_last=True) if masks else self.seen.most()
         needed = self.settings.rerank_candidates + longest
         if self.n_items - 1 < needed:
             raise ValueError(
@@ -126,7 +134,9 @@ class LlamaRec(SequentialRecommender):
             items = candidates.items[ranked].cpu()  # [R, K]
             retriever = candidates.scores[ranked].cpu()  # [R, K]
             opinions = self.opinions(self.rows_of(interaction, ranked), items)
-            best_first = best_first_of(self.final_scores(retriever, opinions))  # [R, K]
+            final = self.final_scores(retriever, opinions)  # [R, K]
+            masked = candidates.masked[ranked].cpu()  # [R, K]
+            best_first = best_first_of(final.masked_fill(masked, -torch.inf))  # [R, K]
             if self._pass is not None:
                 users, targets = interaction[self.USER_ID].cpu(), interaction[self.ITEM_ID].cpu()
                 order = candidates.order.cpu()
@@ -149,15 +159,16 @@ class LlamaRec(SequentialRecommender):
 
         Args:
             interaction: users and histories.
-            seen: what each user has seen beside the history in ``interaction``; of the training
-                part if left out.
+            seen: what each user has seen beside the history in ``interaction``; if left out, what
+                the data set says that they chose before the row.
             users: whom ``seen`` knows each row as, ``[B]``; the interaction's if left out.
         """
         users = interaction[self.USER_ID] if users is None else users
-        to_mask = items_to_mask(self.settings.rerank_mask_seen, seen or self.seen)
+        before = chosen_before(interaction) if seen is None else None
+        to_mask = items_to_mask(self.settings.rerank_mask_seen, seen or self.chosen)
         masked = None
         if to_mask is not None:
-            masked = seen_mask(users, interaction[self.ITEM_SEQ], to_mask, self.n_items)
+            masked = seen_mask(users, interaction[self.ITEM_SEQ], to_mask, self.n_items, before)
         return propose(self.retriever, interaction, self.settings.rerank_candidates, masked)
 
     def rows_of(self, interaction, rows: torch.Tensor) -> Rows:

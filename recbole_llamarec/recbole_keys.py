@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from recbole.evaluator.register import metric_types
@@ -69,6 +70,14 @@ def _is_level(value: Any) -> bool:
 
 def _is_none(value: Any) -> bool:
     return value is None
+
+
+def _logs_somewhere(value: Any) -> bool:
+    """RecBole imports wandb when its trainer is made, and does not name the key."""
+    try:
+        return value is False or (value is True and bool(import_module("wandb")))
+    except ImportError:
+        return False
 
 
 def _is_port(value: Any) -> bool:
@@ -133,7 +142,9 @@ RULES: dict[str, Rule] = {
     "save_dataloaders": SWITCH,
     "dataset_save_path": optional(FILE),
     "dataloaders_save_path": optional(FILE),
-    "log_wandb": SWITCH,
+    "log_wandb": Rule(
+        "bool", "False, or True where wandb is installed (pip install wandb)", _logs_somewhere
+    ),
     "wandb_project": TEXT,
     "shuffle": SWITCH,
     # Training

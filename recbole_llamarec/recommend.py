@@ -18,6 +18,7 @@ from recbole_llamarec.recommender import Recommendation, Recommender
 from recbole_llamarec.results_file import ResultsFile
 
 BATCH = 64  # histories ranked at a time
+EXCERPT = 60  # characters of a line that an error shows
 ADDED = re.compile(r"(, (the|an?))?( \(\d{4}\))?$")  # what people leave out of a title
 
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         else:
             (result,) = recommender.recommend([history], options.k)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     print(as_lines(result) if options.format == "jsonl" else as_table(result))
 
@@ -103,18 +104,18 @@ def resolve(recommender: Recommender, name: str) -> str:
 def recommend_file(recommender: Recommender, histories: Path, results: ResultsFile, k: int) -> None:
     """Recommend for a file of histories; an interrupted run goes on behind its last whole batch.
 
-    Memory does not grow with the file.
+    Memory does not grow with the file. All of it is read before anything is ranked, so that a bad
+    line is not found after hours.
 
     Raises:
         ValueError: a line is no list of known items; names the line.
     """
     done = results.n_done
-    with (
-        histories.open(encoding="utf-8", newline="\n") as lines,
-        tqdm(initial=done, unit="history", ncols=100) as progress,
-    ):
-        for batch in batched(islice(enumerate(lines, start=1), done, None), BATCH):
-            rows = [read_history(line, number, histories) for number, line in batch]
+    for _ in histories_of(histories, recommender):
+        pass
+    lines = islice(histories_of(histories, recommender), done, None)
+    with tqdm(initial=done, unit="history", ncols=100) as progress:
+        for rows in batched(lines, BATCH):
             ranked = recommender.recommend(rows, k)
             results.add(
                 json.dumps([asdict(item) for item in result], allow_nan=False) for result in ranked
@@ -124,19 +125,45 @@ def recommend_file(recommender: Recommender, histories: Path, results: ResultsFi
         results.add(())  # they have a file of results all the same
 
 
-def read_history(line: str, number: int, file: Path) -> list[str]:
-    """One line's item tokens.
+def histories_of(file: Path, recommender: Recommender) -> Iterator[list[str]]:
+    """The histories of a file, one a line.
+
+    Raises:
+        ValueError: a line is no list of known items; names the line.
+    """
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            history = read_history(line, number, file)
+            try:
+                recommender.ids_of(history)
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number}: {error}") from error
+            yield history
+
+
+def read_history(line: bytes | str, number: int, file: Path) -> list[str]:
+    """One line's item tokens; a number stands for the token that is written so.
 
     Raises:
         ValueError: names the file and the line.
     """
     try:
-        tokens = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}, line {number}: no JSON ({error}).") from error
+        tokens = json.loads(line if isinstance(line, str) else line.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}, line {number}: no JSON in UTF-8 ({error}).") from error
     if not isinstance(tokens, list) or not tokens:
-        raise ValueError(f"{file}, line {number}: {line.strip()!r} is no list of item tokens.")
-    return [str(token) for token in tokens]
+        fault = "no list of item tokens, the oldest first"
+    elif wrong := [t for t in tokens if isinstance(t, bool) or not isinstance(t, str | int)]:
+        fault = f"{json.dumps(wrong[0])[:EXCERPT]} is no item token; write it in quotes"
+    else:
+        return [str(token) for token in tokens]
+    raise ValueError(f"{file}, line {number}: {fault}. The line begins {excerpt(line)}.")
+
+
+def excerpt(line: bytes | str) -> str:
+    """The beginning of a line, to be printed."""
+    text = line if isinstance(line, str) else line.decode(errors="replace")
+    return ascii(text.strip()[:EXCERPT])
 
 
 def batched(items: Iterable, size: int) -> Iterator[list]:

@@ -29,8 +29,8 @@ class Recommendation:
         item: its token; ``None`` for a candidate given by text alone.
         text: its title, as the prompt shows it where there is one.
         rank: in the result, from 1.
-        score: final score among the candidates, higher is better; ``None`` behind them, and where
-            the order is the retriever's.
+        score: final score among the candidates, higher is better; ``None`` behind them, for items
+            that the user has seen, and where the order is the retriever's.
         probability: the language model's, among the candidates; ``None`` likewise, and where it
             has no weight and was not asked.
         retriever_rank: rank in the catalogue by the retriever alone; ``None`` for candidates that
@@ -76,8 +76,6 @@ class Recommender:
             raise ValueError(f"{str(file)!r} holds a {config['model']}; give one of LlamaRec.")
         return cls(model, dataset)
 
-    # --- items ---------------------------------------------------------------------------------
-
     @property
     def language_model(self) -> LanguageModel | None:
         """The scorer that reads prompts, if the model has one."""
@@ -114,8 +112,6 @@ class Recommender:
             )
         return [self._ids[token] for token in tokens]
 
-    # --- recommendation ------------------------------------------------------------------------
-
     @torch.no_grad()
     @naming_stage("recommend")
     def recommend(
@@ -132,7 +128,8 @@ class Recommender:
         Args:
             histories: item tokens in chronological order, at least one each.
             k: items of each result.
-            users: user tokens, for retrievers that know their users; new users if left out.
+            users: user tokens, for retrievers that know their users; new users if left out. Items
+                of the whole history, and of a known user's training part, stand last.
 
         Returns:
             for each history ``k`` recommendations, best first.
@@ -157,15 +154,18 @@ class Recommender:
             rows = Rows(ids, interaction[model.USER_ID].cpu())
             opinions = model.opinions(rows, items)
             scores = model.final_scores(candidates.scores.cpu(), opinions)  # [B, K]
-            final[:, :n_candidates] = items.gather(1, best_first_of(scores))
+            masked = candidates.masked.cpu()  # [B, K], behind all others
+            best_first = best_first_of(scores.masked_fill(masked, -torch.inf))
+            final[:, :n_candidates] = items.gather(1, best_first)
             read = opinions.get(self.language_model.name) if self.language_model else None
             probabilities = (
                 [[None] * n_candidates for _ in ids] if read is None else read.exp().tolist()
             )
+            n_unseen = (~masked).sum(1).tolist()
             details = [
-                dict(zip(row, zip(final_scores, chances, strict=True), strict=True))
-                for row, final_scores, chances in zip(
-                    items.tolist(), scores.tolist(), probabilities, strict=True
+                dict(zip(row[:n], zip(final_scores, chances, strict=True), strict=False))
+                for row, n, final_scores, chances in zip(
+                    items.tolist(), n_unseen, scores.tolist(), probabilities, strict=True
                 )
             ]
         retrieved = order[:, : max(k, n_candidates)].tolist()  # no other can be in the result
@@ -199,7 +199,10 @@ class Recommender:
                 model.ITEM_SEQ_LEN: torch.tensor([len(items) for items in recent]),
             }
         ).to(model.device)
-        return interaction, SeenItems.from_histories(histories)
+        chosen = zip(histories, user_ids.tolist(), strict=True)  # nobody has chosen as user 0
+        return interaction, SeenItems.from_histories(
+            [[*history, *model.seen.of(user)] for history, user in chosen]
+        )
 
     def _result(
         self,

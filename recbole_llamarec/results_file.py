@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from recbole_llamarec.files import written_whole
+from recbole_llamarec.files import flush, naming, written_whole
 from recbole_llamarec.version import __version__
 
 BEGINNING = b'[{"item": '  # of each line
@@ -70,25 +70,27 @@ class ResultsFile:
 
         Raises:
             ValueError: another program has made a file of this name meanwhile.
+            OSError: it cannot be written.
         """
         if not os.path.lexists(self._about):
-            with written_whole(self._about) as part:
+            with written_whole(self._about, "--out") as part:
                 part.write_text(json.dumps(self._run, indent=1) + "\n", encoding="utf-8")
-        try:
-            file = self._out.open("r+b" if self._is_there else "xb")
-        except FileExistsError as error:
-            raise self._refusal("it was not there a moment ago") from error
-        self._is_there = True
-        with file:
-            file.truncate(self._size)
-            file.seek(self._size)
-            file.writelines(f"{result}\n".encode() for result in results)
-            self._size = file.tell()
+        lines = [f"{result}\n".encode() for result in results]
+        if not self._is_there and os.path.lexists(self._out):
+            raise self._refusal("it was not there a moment ago")
+        with naming(self._out, "--out"):
+            with self._out.open("r+b" if self._is_there else "xb") as file:
+                self._is_there = True
+                file.truncate(self._size)
+                file.seek(self._size)
+                file.writelines(lines)
+            flush(self._out)
+        self._size += sum(map(len, lines))
 
     def _check_run(self) -> None:
         try:
             run = json.loads(self._about.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._refusal(f"{str(self._about)!r} cannot be read: {error}") from error
         if not isinstance(run, dict) or set(run) != set(self._run):
             raise self._refusal(f"{str(self._about)!r} does not say of what it is")
@@ -134,7 +136,7 @@ def _digest(file: Path) -> tuple[str, int]:
 def _is_result(line: bytes, k: int) -> bool:
     try:
         items = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return line.startswith(BEGINNING) and len(items) == k
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from recbole_llamarec.keys import (
@@ -30,8 +29,8 @@ from recbole_llamarec.keys import (
     whole,
 )
 from recbole_llamarec.path_rules import FILE, PATH
-from recbole_llamarec.ranking.model.adapter import LoraSettings
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings
+from recbole_llamarec.ranking.model.lora import LoraSettings
 from recbole_llamarec.ranking.prompt.template import PromptTemplate
 from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_names
 from recbole_llamarec.recbole_keys import RUN_RULES, wrong_values
@@ -136,8 +135,9 @@ class LlamaRecSettings(TuningKeys):
     rerank_mask_seen: bool | str = key(
         True,
         one_of(True, False, "window"),
-        "Items that the user has seen rank last, as in the paper; RecBole itself does not mask "
-        "them. window: only the items that the retriever reads, as the official code does.",
+        "Whether all that the user has chosen before a row, in any part, ranks last in it, as in "
+        "the paper; RecBole itself does not mask it. window: only the items that the retriever "
+        "reads, as the official code does. Where users choose again: False.",
     )
     rerank_skip_misses: bool = key(
         True,
@@ -172,10 +172,12 @@ class LlamaRecSettings(TuningKeys):
 
     lora: LoraSettings = field(default_factory=LoraSettings)
     lora_adapter: str | None = key(
-        None,
+        "auto",
         optional(PATH),
-        "PEFT directory that the adapter starts from, with its own lora_r, lora_alpha and modules; "
-        "~ starts from a new one.",
+        "auto: an adapter of the package or of the user's cache that was trained on exactly this "
+        "training part, which is not tuned again; else a new one. A PEFT directory that the "
+        "adapter starts from, with its own lora_r, lora_alpha and modules. ~ starts from a new "
+        "one.",
     )
 
     def __post_init__(self) -> None:
@@ -183,11 +185,6 @@ class LlamaRecSettings(TuningKeys):
         for name in ("scorers", "verbalizer_labels"):
             if isinstance(getattr(self, name), list):  # as YAML gives it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-
-    @property
-    def adapter_directory(self) -> Path | None:
-        """The PEFT directory that the adapter starts from; ``None`` for a new adapter."""
-        return None if self.lora_adapter is None else Path(self.lora_adapter)
 
     @property
     def has_ranker(self) -> bool:

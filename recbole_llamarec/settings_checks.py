@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from importlib import import_module
 from itertools import combinations
 from typing import Any
 
@@ -17,9 +16,10 @@ from recbole.evaluator.register import metric_types
 from recbole.utils import EvaluatorType
 
 from recbole_llamarec.data.item_text import check_fallback, format_fields
-from recbole_llamarec.integration.configs import sequential_model_class
+from recbole_llamarec.evaluation.metrics import has_cutoffs
+from recbole_llamarec.integration.configs import SHARED_KEYS, sequential_model_class
 from recbole_llamarec.integration.known import rules_of
-from recbole_llamarec.keys import PLAIN
+from recbole_llamarec.keys import PLAIN, shown
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings, check_language_model
 from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_class_of, ranker_names
 from recbole_llamarec.ranking.verbalizer import default_labels
@@ -63,7 +63,7 @@ REMOVED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "lora_adapter": (
         _one_of("shipped"),
-        "no adapter comes with the package. Set it to ~ or to a PEFT directory",
+        "set it to auto, which finds the adapter that was trained on the run's training part",
     ),
     "train_candidates": (_one_of("mixed"), "set it to random or retriever"),
     "train_loss": (
@@ -138,12 +138,17 @@ def _valid_metric_is_computed(
 ) -> list[str]:
     """RecBole would fail on this after the first epoch."""
     names = [metrics] if isinstance(metrics, str) else metrics
-    known = [f"{name}@{k}" for name in names for k in ([topk] if isinstance(topk, int) else topk)]
+    cutoffs = [topk] if isinstance(topk, int) else topk
+    known = [
+        place
+        for name in names
+        for place in ([f"{name}@{k}" for k in cutoffs] if has_cutoffs(name) else [name])
+    ]
     if valid_metric.lower() in [name.lower() for name in known]:
         return []
     return [
-        f"valid_metric: {valid_metric!r} is not computed; it must be one of metrics at one of "
-        f"topk: {', '.join(known)}."
+        f"valid_metric: {valid_metric!r} is not computed; it must be one of metrics, at one "
+        f"of topk where it has a cut-off: {', '.join(known)}."
     ]
 
 
@@ -166,16 +171,6 @@ def _fields_differ(
     ]
 
 
-def wandb_can_be_imported(log_wandb: bool) -> list[str]:
-    """RecBole imports it when its trainer is made, and does not name the key."""
-    try:
-        if log_wandb:
-            import_module("wandb")
-    except ImportError as error:
-        return [f"log_wandb: True needs wandb ({error}): pip install wandb, or set it to False."]
-    return []
-
-
 def _retriever_is_sequential(retriever: str) -> list[str]:
     return _fault_of(sequential_model_class, retriever)
 
@@ -186,6 +181,31 @@ def _retriever_has_right_values(
     given = retriever_config or {}
     rules = {**dict.fromkeys(given, PLAIN), **RULES, **rules_of(retriever)}
     return list(wrong_values(given, rules, "retriever_config: ").values())
+
+
+def _retriever_config_is_the_retrievers(retriever_config: Mapping[str, Any] | None) -> list[str]:
+    """The retriever reads the run's data, splits, metrics and machine."""
+    given = retriever_config or {}
+    own = {"eval_batch_size", "shuffle", "valid_metric"}
+    shared = {*SHARED_KEYS, "model", "dataset"} - own
+    return [
+        f"retriever_config: {key}: {shown(given[key])} belongs to the whole run; set {key} beside "
+        "retriever_config."
+        for key in given
+        if key in shared
+    ]
+
+
+def _retriever_validates_by_what_is_computed(
+    retriever_config: Mapping[str, Any] | None,
+    metrics: str | Sequence[str],
+    topk: int | Sequence[int],
+) -> list[str]:
+    metric = (retriever_config or {}).get("valid_metric")
+    if not isinstance(metric, str):
+        return []
+    found = _valid_metric_is_computed(metric, metrics, topk)
+    return [f"retriever_config: {error}" for error in found]
 
 
 def _candidates_are_drawn_from_enough(
@@ -255,12 +275,13 @@ CHECKS: tuple[Callable[..., list[str]], ...] = (
     _ranks_the_whole_catalogue,
     metrics_are_of_rankings,
     _fields_differ,
-    wandb_can_be_imported,
     _valid_metric_is_computed,
     _item_text_can_be_made,
     _fallback_can_be_made,
     _retriever_is_sequential,
     _retriever_has_right_values,
+    _retriever_config_is_the_retrievers,
+    _retriever_validates_by_what_is_computed,
     _candidates_are_drawn_from_enough,
     _ranker_has_the_loss,
     _labels_are_enough,

@@ -10,6 +10,7 @@ from recbole.config import Config
 from recbole.data import create_dataset
 
 from recbole_llamarec.data.split import describe, prepare_split, split_text
+from recbole_llamarec.files import written_whole
 
 
 def main() -> None:
@@ -30,7 +31,8 @@ def main() -> None:
     print(describe(summary))
     if arguments.out:
         text = split_text(valid_data, test_data)
-        arguments.out.write_text(text, encoding="utf-8", newline="\n")
+        with written_whole(arguments.out, "--out") as part:
+            part.write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, init_seed
 
 from recbole_llamarec import distributed
+from recbole_llamarec.adapters.of_run import save_with_card
 from recbole_llamarec.data.seen import items_to_mask
 from recbole_llamarec.evaluation.metrics import only_rank_metrics
 from recbole_llamarec.evaluation.passes import PassRecords
 from recbole_llamarec.evaluation.table import EvaluationReport, TestedRun, evaluation_report
-from recbole_llamarec.evaluation.validation import fit_on_validation
+from recbole_llamarec.evaluation.validation import fit_on_validation, warn_of_hidden_targets
 from recbole_llamarec.finite import naming_stage
 from recbole_llamarec.integration.configs import random_rows
-from recbole_llamarec.ranking.model.adapter import save_adapter
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
 from recbole_llamarec.scoring.fusion import Fusion
@@ -57,8 +57,7 @@ class LlamaRecTrainer(Trainer):
         self.settings = model.settings
         self.skip_misses = self.settings.rerank_skip_misses and only_rank_metrics(config["metrics"])
         self.report: EvaluationReport | None = None
-        self.run_log = RunLog(self.tensorboard, self.wandblogger)
-        self.journal = Journal()
+        self.run_log, self.journal = RunLog(self.tensorboard, self.wandblogger), Journal()
         self.saved_model_file = distributed.from_first(self.saved_model_file)
         self._resume = self.settings.resume
         self._files = RunFiles(Path(self.saved_model_file))
@@ -101,16 +100,18 @@ class LlamaRecTrainer(Trainer):
             if self.language_model is not None:
                 with self.journal.timed("loading the language model"):
                     self.language_model.ranker  # noqa: B018
+            self._files.require_space(self.model)
+            warn_of_hidden_targets(valid_data, self.settings.rerank_mask_seen)
             self._train_retriever(train_data, valid_data, saved, show_progress, callback_fn)
             if self.language_model is not None:
                 with self.journal.timed("tuning the ranker"):
                     self._tune(train_data, valid_data, verbose, show_progress, callback_fn)
                 if saved:
-                    self._save_both(verbose)
+                    self._save_both(verbose, finished=False)
             with self.journal.timed("fusion"):
                 self._fuse(valid_data, show_progress)
             if saved:
-                self._save_both(verbose)
+                self._save_both(verbose, finished=True)
         if callback_fn and self.journal.validation and not self.journal.ranker.scores:
             callback_fn(0, self.best_valid_score)
         self._add_hparam_to_tensorboard(self.best_valid_score)
@@ -152,7 +153,7 @@ class LlamaRecTrainer(Trainer):
                 keep_file=saved,
                 show_progress=show_progress,
                 log_directory=self.tensorboard.log_dir,
-                seen=items_to_mask(self.settings.rerank_mask_seen, self.model.seen),
+                seen=items_to_mask(self.settings.rerank_mask_seen, self.model.chosen),
                 callback_fn=callback_fn if self.language_model is None else None,
                 saved=state.get("training"),
                 save=save if saved else None,
@@ -187,7 +188,7 @@ class LlamaRecTrainer(Trainer):
         loop = TuningLoop(
             scorer,
             samples,
-            tuning_plan(samples, scorer.ranker, self.settings, self.config, bool(valid_data)),
+            tuning_plan(samples, scorer, self.settings, self.config, bool(valid_data)),
             self._build_optimizer(params=weights),
             TokenBudget(self.settings.train_batch_tokens, "train_batch_tokens"),
             validate,
@@ -224,7 +225,7 @@ class LlamaRecTrainer(Trainer):
             self.journal.validation = state["validation"]
         else:
             self._fit_fusion(valid_data, show_progress)
-        final = list(self.journal.validation.values())[-1]
+        *_, final = self.journal.validation.values()
         self.best_valid_result = {**(self.best_valid_result or {}), **final}
         if self.valid_metric.lower() in final:
             self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
@@ -235,19 +236,18 @@ class LlamaRecTrainer(Trainer):
         names = self.model.scorer_names
         with self._scoring("fusion", show_progress, skip_misses=True, all_scorers=True) as current:
             super().evaluate(subset, load_best_model=False)
-        own = current.records(self.settings.rerank_candidates, names)
-        every = own.of_all_processes(len(subset.dataset))
+        records = current.records(self.settings.rerank_candidates, names)
+        every = records.of_all_processes(len(subset.dataset))
         fusion, validation = fit_on_validation(every, names, self.settings.retriever, self.config)
         self.model.fusion, self.journal.validation = fusion, validation
         self._files.put("fusion", {"fusion": fusion.state(), "validation": validation})
 
-    def _save_both(self, verbose: bool) -> None:
+    def _save_both(self, verbose: bool, finished: bool) -> None:
         """RecBole's one file, and the adapter beside it as a PEFT directory."""
-        self._save_checkpoint(self.epochs - 1, verbose=verbose)
-        if self.language_model is not None and distributed.is_first():
+        self._save_checkpoint(self.epochs - 1, verbose=verbose, finished=finished)
+        if (scorer := self.language_model) is not None and distributed.is_first():
             directory = Path(self.saved_model_file).with_suffix(".adapter")
-            model: Any = self.language_model.ranker.model
-            save_adapter(model, directory)
+            save_with_card(scorer, self.journal, self.config, directory)
             if verbose:
                 self.logger.info(f"Saving the adapter in PEFT's format: {directory}")
         distributed.barrier()
@@ -279,7 +279,7 @@ class LlamaRecTrainer(Trainer):
         self.report = evaluation_report(self.model, every, dataset, self.config, retriever, final)
         for line in self.report.lines(self.valid_metric.lower()):
             self.logger.info(line)
-        if warning := self.report.warning(self.valid_metric.lower(), self.valid_metric_bigger):
+        for warning in self.report.warnings(self.valid_metric.lower(), self.valid_metric_bigger):
             self.logger.warning(warning)
         self.run_log.report(self.report)
         self._write(self.report, own, eval_data)

@@ -13,8 +13,8 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer
 
 from recbole_llamarec.llamarec import LlamaRec
-from recbole_llamarec.ranking.model.adapter import LoraSettings
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings
+from recbole_llamarec.ranking.model.lora import LoraSettings
 from recbole_llamarec.scoring.language_model import LanguageModel
 from recbole_llamarec.scoring.scorer import ScorerParts
 from recbole_llamarec.settings import LlamaRecSettings

@@ -93,8 +93,20 @@ def test_the_first_and_the_last_stage_have_always_the_same_colour():
 
 
 def test_more_candidates_than_the_run_had_are_refused(users_file):
-    with pytest.raises(ValueError, match="--candidates is 20, but the run has ranked fewer"):
+    with pytest.raises(SystemExit, match="--candidates is 20, but the run has ranked fewer"):
         analysis.main([str(users_file)])
+
+
+def test_fewer_candidates_than_the_run_had_are_refused(users_file):
+    """The places of first choices would not add up."""
+    with pytest.raises(SystemExit, match="--candidates is 2, but the run has ranked more"):
+        analysis.main([str(users_file), "--candidates=2"])
+
+
+@pytest.mark.parametrize("option", ["--candidates=0", "--topk=0", "--topk=1000000000"])
+def test_options_out_of_range_are_named(users_file, option):
+    with pytest.raises(SystemExit, match=f"{option.split('=')[0]} is .* must be from 1 to 1000"):
+        analysis.main([str(users_file), "--candidates=8", option])
 
 
 def test_the_command_writes_tables_and_plots(users_file, tmp_path, capsys):

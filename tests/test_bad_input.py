@@ -11,10 +11,11 @@ import torch
 from helpers import tiny_settings, write_dataset
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
-from recbole.quick_start import load_data_and_model
+from recbole.quick_start import load_data_and_model, run_recbole
 from recbole.utils import get_model, get_trainer
 
-from recbole_llamarec.ranking.model.adapter import LoraSettings, add_adapter, save_adapter
+from recbole_llamarec.ranking.model.adapter import add_adapter, save_adapter
+from recbole_llamarec.ranking.model.lora import LoraSettings
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +174,7 @@ def test_a_retriever_that_cannot_be_built_as_its_keys_say(tiny_run):
     ],
 )
 def test_a_key_that_does_not_suit_the_data_set(tiny_run, key, value):
-    assert_stops(tiny_run, f"{key}: ", **{key: value})
+    assert_stops(tiny_run, key, **{key: value})
 
 
 def test_fields_that_are_one_column(tiny_run):
@@ -207,6 +208,30 @@ def test_a_checkpoint_of_another_shape(tiny_run, trained):
 def test_4bit_without_bitsandbytes(tiny_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert_stops(tiny_run, "llm_load_in_4bit", "pip install", llm_load_in_4bit=True)
+
+
+@pytest.mark.parametrize("folder", ["saved", "saved/below"])
+def test_a_file_in_place_of_checkpoint_dir(tiny_run, workdir, folder):
+    (workdir / "saved").write_text("notes")
+    words = ("checkpoint_dir", str(workdir / folder), "cannot be written to", "nothing has been")
+    assert_stops(tiny_run, *words, error=OSError, checkpoint_dir=str(workdir / folder))
+    assert (workdir / "saved").read_text() == "notes"
+
+
+def test_checkpoint_dir_without_space_for_the_run(tiny_run, monkeypatch):
+    monkeypatch.setattr("recbole_llamarec.tuning.run_files.OTHER_FILES", 2**60)
+    words = ("checkpoint_dir", "MB free", "1099511", "nothing has been trained yet")
+    assert_stops(tiny_run, *words, error=OSError)
+    assert not list(Path(tiny_run["checkpoint_dir"]).glob("*"))  # no lock either
+
+
+def test_a_working_folder_that_takes_no_logs(tiny_run, workdir):
+    (workdir / "log_tensorboard").write_text("notes")
+    words = ("working folder, where the logs go", str(workdir / "log_tensorboard"))
+    assert_stops(tiny_run, *words, error=OSError)
+    (workdir / "log").write_text("notes")
+    with pytest.raises(OSError, match=f"where the logs go: the folder '{workdir}/log/LlamaRec'"):
+        run_recbole(config_dict=dict(tiny_run))
 
 
 def test_a_title_of_ten_thousand_characters_and_a_user_with_one_item_work(tiny_run, monkeypatch):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,11 +39,31 @@ def free_port() -> int:
         return opened.getsockname()[1]
 
 
-def loaded(file: Path, data_path: str):
-    """The model of a checkpoint, in this process alone."""
+class Loaded(NamedTuple):
+    """What RecBole's ``load_data_and_model`` gives."""
+
+    config: Any
+    model: Any
+    dataset: Any
+    train: Any
+    valid: Any
+    test: Any
+
+
+def loaded(file: Path, data_path: str) -> Loaded:
+    """A checkpoint in this process alone."""
     from recbole.quick_start import load_data_and_model  # which workers cannot import yet
 
-    return load_data_and_model(str(file), data_path)[1]
+    return Loaded(*load_data_and_model(str(file), data_path))
+
+
+def metrics_in_one_process(config, model, dataset, train, valid, test) -> dict:
+    """The test's metrics, all rows in one process."""
+    from recbole.utils import get_trainer
+
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.eval_collector.data_collect(train)
+    return dict(trainer.evaluate(test, load_best_model=False))
 
 
 def spawned(function, folder: Path, *arguments) -> list[dict]:
@@ -158,7 +179,9 @@ def run_in_process(rank: int, port: int, folder: Path, settings: dict, places: l
 @pytest.mark.parametrize("machines", list(PLACES))
 def test_shares_and_seeds_go_by_the_global_rank(tiny_run, workdir, machines):
     """Of two machines, each process has local rank 0, and yet half of the rows each."""
-    settings = tiny_run | {"rerank_fusion": "auto", "evidence_items": 2}
+    others = ["ItemCoverage", "GiniIndex", "ShannonEntropy", "TailPercentage", "AveragePopularity"]
+    metrics = [*tiny_run["metrics"], "GAUC", *others]
+    settings = tiny_run | {"rerank_fusion": "auto", "evidence_items": 2, "metrics": metrics}
     one, other = spawned(run_in_process, workdir, settings, PLACES[machines])
     assert one["batches"] == other["batches"]
     for batch, first, second in zip(one["batches"], one["drawn"], other["drawn"], strict=True):
@@ -180,8 +203,9 @@ def test_shares_and_seeds_go_by_the_global_rank(tiny_run, workdir, machines):
     assert {file.name.split(".", 1)[1] for file in saved.iterdir()} == {
         *("pth", "adapter", "LRURec.pth", "users.csv"),
     }
-    model = loaded(checkpoint_of(saved), settings["data_path"])  # usable in one process
-    restored = model.other_parameter()["scorers"]["verbalizer"]["adapter"]
+    run = loaded(checkpoint_of(saved), settings["data_path"])  # usable in one process
+    assert metrics_in_one_process(*run) == pytest.approx(one["final"], abs=1e-4)
+    restored = run.model.other_parameter()["scorers"]["verbalizer"]["adapter"]
     assert all(torch.equal(restored[name], adapters[0][name]) for name in restored)
 
 
@@ -220,4 +244,4 @@ def test_the_command_runs_in_two_processes(tiny_run, script, machines):
     assert "test result" in logs[0] and "| final: verbalizer " in logs[0]
     checkpoint = checkpoint_of(Path(tiny_run["checkpoint_dir"]))
     assert len(pd.read_csv(checkpoint.with_suffix(".users.csv"))) == 39
-    assert loaded(checkpoint, tiny_run["data_path"]).fusion.takes_part("verbalizer")
+    assert loaded(checkpoint, tiny_run["data_path"]).model.fusion.takes_part("verbalizer")

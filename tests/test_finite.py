@@ -19,6 +19,7 @@ from recbole_llamarec.scoring.fusion import Fusion
 from recbole_llamarec.serve.engine import Engine
 from recbole_llamarec.serve.errors import as_service_error
 from recbole_llamarec.serve.schema import RankRequest, RecommendRequest
+from recbole_llamarec.tuning.loop import TuningLoop
 
 REMEDY = "Set llm_dtype to float32"
 SHORT = {"retriever_config": {"epochs": 3, "train_batch_size": 16}, "epochs": 0}
@@ -75,6 +76,22 @@ def test_a_nan_weight_of_the_language_model_ends_a_run(tiny_run, changes, stage)
     assert stage.startswith("tuning") or re.search(r"of row \d+ are", str(error.value))
 
 
+def test_a_weight_that_is_lost_in_tuning_ends_the_validation_which_names_the_user(
+    tiny_run, monkeypatch
+):
+    step = TuningLoop._step
+
+    def spoiling(self, progress, bar):
+        step(self, progress, bar)
+        spoil(self.adapter.ranker.model)
+
+    monkeypatch.setattr(TuningLoop, "_step", spoiling)
+    run = run_of(tiny_run | SHORT, epochs=1, train_max_samples=8)
+    words = r"^validation step 1: verbalizer \(user '\d+'\): The ranker's scores of row \d+ are not"
+    with pytest.raises(NotFiniteError, match=words):
+        run.trainer.fit(run.train, run.valid)
+
+
 def test_a_weight_that_is_lost_behind_the_fusion_ends_the_test(tiny_run):
     """Also where the language model has no weight, and would be said to add nothing."""
     run = run_of(tiny_run | SHORT, train_max_samples=0)
@@ -99,6 +116,7 @@ def test_an_adapter_file_whose_scale_is_nan_ends_a_run(tiny_run, tmp_path):
     save_adapter(run.trainer.language_model.ranker.model, tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": math.nan}))
+    (tmp_path / "adapter" / "SHA256SUMS").unlink()
     run = run_of(tiny_run | SHORT, lora_adapter=str(tmp_path / "adapter"))
     with pytest.raises(ValueError, match="^validation step 0: .*row"):
         run.trainer.fit(run.train, run.valid)

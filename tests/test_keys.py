@@ -35,7 +35,7 @@ PROPERTIES = (ROOT / "properties" / "model" / "LlamaRec.yaml").read_text(encodin
 TABLE = (ROOT / "docs" / "keys.md").read_text(encoding="utf-8")
 MADE_BY = "run python -m recbole_llamarec.generate_keys"
 # RecBole makes the data set before the model; tuning of keys names the retriever's checkpoint.
-WITHOUT_SETTINGS = {"data/dataset.py", "hyper_tuning.py"}
+WITHOUT_SETTINGS = {"data/dataset.py", "integration/caches.py", "hyper_tuning.py"}
 TYPES = {
     int: ("int", "float"),
     float: ("float",),

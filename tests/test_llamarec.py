@@ -17,6 +17,7 @@ from recbole.utils import get_trainer
 from recbole.utils.case_study import full_sort_topk
 from runs import batch_of, is_tuned, order_of, run_of, untrained
 
+from recbole_llamarec.files import save_tensors
 from recbole_llamarec.integration.checkpoints import load_checkpoint
 from recbole_llamarec.ranking.model.forward import Padded
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings, load_language_model
@@ -360,6 +361,18 @@ def test_a_checkpoint_of_version_0_1_is_refused_with_what_can_be_done(trained, w
         load_data_and_model(str(file), trained.data_path)
     for words in ("retriever_checkpoint", "LRURec.pth", "lora_adapter", ".adapter"):
         assert words in str(raised.value)
+
+
+def test_a_checkpoint_of_a_run_that_did_not_come_to_its_fusion_is_loaded_with_a_warning(
+    trained, workdir, caplog
+):
+    checkpoint = load_checkpoint(trained.checkpoint)
+    assert checkpoint["finished"] is True
+    load_data_and_model(str(trained.checkpoint), trained.data_path)
+    assert "interrupted" not in caplog.text
+    save_tensors({**checkpoint, "finished": False}, workdir / "early.pth")
+    load_data_and_model(str(workdir / "early.pth"), trained.data_path)
+    assert "early.pth' was interrupted before its fusion was set" in caplog.text
 
 
 def test_a_checkpoint_without_other_parameters_is_the_retriever_alone(tiny_run):

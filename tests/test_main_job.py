@@ -46,6 +46,6 @@ def test_the_property_file_for_llama_2_is_valid(workdir):
     file = ROOT / "properties" / "llama-2-7b-qlora.yaml"
     config = Config(model="LlamaRec", dataset="ml-100k", config_file_list=[str(file)])
     settings = LlamaRecSettings.from_config(config)
-    assert settings.ranking_method == "verbalizer" and settings.adapter_directory is None
+    assert settings.ranking_method == "verbalizer" and settings.lora_adapter == "auto"
     assert settings.llm.load_in_4bit and settings.train_max_samples is None
     assert settings.lora.r == 8 and config["epochs"] == 1

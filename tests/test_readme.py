@@ -150,6 +150,9 @@ ELSEWHERE = {
     "--name ml-100k-retriever --clients 16 --paths recommend --rounds 5 --seconds 15": (
         "it takes minutes: tests/benchmarks/test_serving.py"
     ),
+    "python benchmarks/robustness.py --flips 200": (
+        "it takes a minute: tests/benchmarks/test_robustness.py flips fewer"
+    ),
     "/usr/bin/time -v python -m recbole_llamarec.convert …": (
         "it measures 2 GB: tests/data/test_convert.py"
     ),

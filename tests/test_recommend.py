@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import files_of_at_most
 
 from recbole_llamarec import recommend
 from recbole_llamarec.given_candidates import window_starts
@@ -40,6 +41,25 @@ def test_what_a_recommendation_carries(recommender, test_rows):
     assert scores == sorted(scores, reverse=True)
     assert not {item.item for item in result} & set(histories[0])
     assert all(item.text.startswith("The ") for item in result)
+
+
+def test_seen_items_stand_last_for_a_history_almost_as_long_as_the_catalogue(recommender):
+    *history, one, two, three = recommender.tokens[1:].tolist()
+    (result,) = recommender.recommend([history], 12)  # of 8 candidates 5 have been seen
+    assert {item.item for item in result[:3]} == {one, two, three}
+    assert all(item.score is not None for item in result[:3])
+    assert all(item.score is None and item.probability is None for item in result[3:])
+    assert {item.item for item in result[3:]} <= set(history)
+
+
+def test_a_known_users_training_items_stand_last_whatever_history_is_given(recommender, test_rows):
+    users, histories, _ = test_rows
+    n_items = recommender.model.n_items - 1
+    (result,) = recommender.recommend([histories[0][-1:]], n_items, users[:1])
+    n_seen = len(histories[0])  # all but the test item; the last one is in the history
+    assert {item.item for item in result[n_items - n_seen :]} == set(histories[0])
+    (of_new_user,) = recommender.recommend([histories[0][-1:]], n_items)
+    assert of_new_user[-1].item == histories[0][-1]
 
 
 def test_given_candidates_are_ranked_as_in_a_recommendation(recommender, test_rows):
@@ -299,6 +319,16 @@ def test_what_fails_at_once_leaves_nothing_behind(recommender, files):
     assert files.run(recommender).count(b"\n") == 7
 
 
+def test_a_full_disk_leaves_what_is_there_and_the_next_run_goes_on(recommender, files):
+    whole = files.run(recommender)
+    third = [n + 1 for n, byte in enumerate(whole) if byte == ord("\n")][2]
+    files.out.write_bytes(whole[:third])
+    with files_of_at_most(third + 100), pytest.raises(OSError, match="--out: .*out.jsonl' cannot"):
+        files.run(recommender)
+    assert files.out.read_bytes()[:third] == whole[:third]
+    assert files.run(recommender) == whole
+
+
 def test_a_file_that_appears_meanwhile_is_not_touched(recommender, files):
     results = ResultsFile(files.out, files.checkpoint, files.histories, 3, recommend.BATCH)
     files.out.write_text("notes of mine")
@@ -312,7 +342,36 @@ def test_no_histories_leave_an_empty_file(recommender, files):
     assert files.run(recommender) == b""
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '"i1"'])
-def test_a_line_that_is_no_history_is_named(line, tmp_path):
-    with pytest.raises(ValueError, match="line 7"):
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "no JSON"),
+        ("[]", "no list of item tokens"),
+        ('"i1"', "no list of item tokens"),
+        ("", "no JSON"),
+        (b'["i1", "i\xff"]', "no JSON in UTF-8"),
+        (b'\xef\xbb\xbf["i1"]', "no JSON in UTF-8.*BOM"),
+        ('["i1"]'.encode("utf-16"), "no JSON in UTF-8"),
+        ('["i1", null]', "null is no item token; write it in quotes"),
+        ('["i1", true]', "true is no item token"),
+        ('["i1", NaN]', "NaN is no item token"),
+        ('["i1", 1.5]', "1.5 is no item token"),
+        ('["i1", ["i2"]]', "is no item token"),
+        ("[" * 100_000, "no JSON"),
+        (f"[{'9' * 5000}]", "no JSON"),
+    ],
+)
+def test_a_line_that_is_no_history_is_named(line, words, tmp_path):
+    with pytest.raises(ValueError, match=f"in.jsonl, line 7: .*{words}"):
         read_history(line, 7, tmp_path / "in.jsonl")
+
+
+def test_a_bad_line_is_named_before_anything_is_ranked(recommender, files):
+    lines = files.histories.read_bytes().splitlines(keepends=True)
+    for line, words in [(b'["i1", "nix"]\n', "has no item 'nix'"), (b'["i1\xff"]\n', "UTF-8")]:
+        files.histories.write_bytes(b"".join([*lines[:5], line, *lines[6:]]))
+        with pytest.raises(ValueError, match=f"in.jsonl, line 6: .*{words}"):
+            files.run(recommender)
+        assert not files.out.exists()
+    files.histories.write_bytes(b"".join(lines).rstrip(b"\n"))
+    assert files.run(recommender).count(b"\n") == 7

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import yaml
 from helpers import ROOT
+from recbole.config import Config
 
 from recbole_llamarec.ranking.protocol import ranker_class_of, register_ranker
 from recbole_llamarec.recbole_keys import RUN_RULES
@@ -69,7 +70,7 @@ def test_the_defaults_are_the_papers_where_they_do_not_cost_hours():
     assert settings.lora.target_modules == ("q_proj", "v_proj")
     assert (settings.prompt_max_history, settings.prompt_max_title_tokens) == (10, 32)
     assert settings.retriever == "LRURec" and settings.retriever_config == {}
-    assert settings.adapter_directory is None
+    assert settings.lora_adapter == "auto"
 
 
 def test_keys_that_a_config_does_not_contain_take_their_defaults():
@@ -375,3 +376,27 @@ def test_misspelt_keys_name_the_nearest(key, nearest):
 def test_keys_of_recbole_and_others_pass():
     assert report_unknown_keys(["epochs", "lora_r"], known=["epochs"]) == []
     assert report_unknown_keys(["my_note"], known=["epochs"]) == ["my_note"]
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        *(("metrics", ["Hit"]), ("topk", [1]), ("eval_args", {"mode": "full"}), ("seed", 3)),
+        *(("data_path", "x"), ("checkpoint_dir", "y"), ("MAX_ITEM_LIST_LENGTH", 5)),
+        *(("USER_ID_FIELD", "u"), ("load_col", None), ("model", "SASRec"), ("nproc", 2)),
+    ],
+)
+def test_keys_of_the_whole_run_are_refused_inside_retriever_config(tiny_run, key, value):
+    own = {**tiny_run["retriever_config"], key: value}
+    with pytest.raises(ValueError, match=f"retriever_config: {key}: .* belongs to the whole run"):
+        Config(config_dict={**tiny_run, "retriever_config": own})
+
+
+def test_the_retriever_may_be_validated_by_another_metric_that_is_computed(tiny_run):
+    for metric, is_right in (("Recall@5", True), ("Recall@7", False), ("Hit@5", False)):
+        own = {**tiny_run["retriever_config"], "valid_metric": metric}
+        if is_right:
+            Config(config_dict={**tiny_run, "retriever_config": own})
+            continue
+        with pytest.raises(ValueError, match="retriever_config: valid_metric: .* is not computed"):
+            Config(config_dict={**tiny_run, "retriever_config": own})

@@ -423,6 +423,7 @@ def test_metrics_of_each_user_stand_beside_the_checkpoint(trained):
         *("user_id", "item_id"),
         *(f"{name}:{stage}" for stage in stages for name in ("rank", *METRICS)),
         *("history_length", "target_count", "first:verbalizer", "first_count:verbalizer"),
+        "row",
     ]
     for name, value in trained.result["test_result"].items():
         assert users[f"{name}:final: verbalizer"].mean() == pytest.approx(value, abs=1e-4)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from recbole.data.dataset import SequentialDataset
+import pandas as pd
+import torch
+from recbole.data.interaction import Interaction
 from recbole.utils import FeatureType
 
-from recbole_llamarec.data.item_text import format_fields, format_item_text, item_texts
-from recbole_llamarec.keys import shown
-from recbole_llamarec.recbole_data_keys import DATA_RULES
+from recbole_llamarec.data.atomic_files import DataSetError
+from recbole_llamarec.data.chronology import ChoiceRows, Chronology
+from recbole_llamarec.data.item_text import format_fields, item_texts
+from recbole_llamarec.data.reading import AtomicDataset
+from recbole_llamarec.data.seen import CHOSEN_BEFORE, SeenItems
 
 
-class LlamaRecDataset(SequentialDataset):
+class LlamaRecDataset(AtomicDataset):
     """``SequentialDataset`` whose users' items stand in the order of their exact timestamps.
 
     RecBole 1.2.1 casts timestamps to float32 before it sorts by them, which puts events of the same
@@ -28,17 +30,21 @@ class LlamaRecDataset(SequentialDataset):
     (``item_text_missing: drop``, the paper's preparation) or kept (``fallback``).
     """
 
+    # What each user has chosen in all parts; how much of it before a row, the row itself knows.
+    chosen: SeenItems
     inter_feat: Any  # DataFrames while the data are prepared, Interactions afterwards
     item_feat: Any
 
-    def __init__(self, config):
-        with _naming_settings(config):
-            super().__init__(config)
+    def _text_fields(self) -> tuple[str, ...]:
+        template = self.config["item_text_format"]
+        return format_fields(template) if template else ()
 
-    def build(self):
-        """RecBole's split into data sets of training, validation and test."""
-        with _naming_settings(self.config):
-            return super().build()
+    def _prepare(self) -> None:
+        if self.config["item_text_format"]:
+            self._check_item_fields()
+        self._check_rows_match()
+        if self.config["item_text_format"]:
+            self._prepare_items()
 
     def _data_filtering(self):
         if self.time_field not in self.inter_feat:
@@ -48,11 +54,6 @@ class LlamaRecDataset(SequentialDataset):
                 "and LRURec need timestamps: name the column with TIME_FIELD and load it with "
                 "load_col: {inter: [..., timestamp]}."
             )
-        if self.config["item_text_format"]:
-            self._check_item_fields()
-            has_text = self._has_text()
-            if self.config["item_text_missing"] == "drop":
-                self._drop_items_without_text(has_text)
         if not self._is_exact:
             return super()._data_filtering()
         self.inter_feat["_line"] = np.arange(len(self.inter_feat))
@@ -71,6 +72,9 @@ class LlamaRecDataset(SequentialDataset):
                 [self.uid_field, self.time_field], kind="stable", inplace=True, ignore_index=True
             )
         super()._change_feat_format()
+        chosen = Chronology.of(ChoiceRows.of(self), self.user_num)  # rows of all parts
+        self.chosen = SeenItems(chosen.starts, chosen.items)
+        self.inter_feat.update(Interaction({CHOSEN_BEFORE: torch.from_numpy(chosen.before)}))
 
     def item_texts(self, fallback: str | None = None) -> list[str]:
         """The text of every item by internal id; ``""`` for the padding item 0.
@@ -82,15 +86,12 @@ class LlamaRecDataset(SequentialDataset):
             list of ``item_num`` texts.
         """
         template = self.config["item_text_format"]
-        columns = {field: self._decoded_column(field) for field in format_fields(template)}
-        tokens = self.field2id_token[self.iid_field]
+        tokens = self.field2id_token[self.iid_field].tolist()
+        columns = {
+            field: [texts.get(token, "") for token in tokens]
+            for field, texts in self._item_columns.items()
+        }
         return ["", *item_texts(template, columns, tokens, fallback)[1:]]
-
-    def _decoded_column(self, field: str) -> list[str]:
-        """The text of one item field for every internal item id, ``""`` where missing."""
-        tokens = self.field2id_token[field]
-        rows = map(np.atleast_1d, self.item_feat[field])  # one id, or an array of ids, an item
-        return [" ".join(str(tokens[int(i)]) for i in ids if i) for ids in rows]
 
     def _check_item_fields(self) -> None:
         template = self.config["item_text_format"]
@@ -110,62 +111,59 @@ class LlamaRecDataset(SequentialDataset):
                     "fields. Declare it as one of them in the head line of the .item file."
                 )
 
-    def _has_text(self) -> np.ndarray:
-        """Whether each row of the raw ``item_feat`` has text, as booleans ``[rows]``; some must."""
-        template = self.config["item_text_format"]
-        fields = format_fields(template)
-
-        def raw(value) -> str:
-            if isinstance(value, np.ndarray):
-                return " ".join(value)
-            return value if isinstance(value, str) else ""
-
-        rows = zip(*(self.item_feat[field] for field in fields), strict=True)
-        has_text = np.array(
-            [
-                format_item_text(template, dict(zip(fields, map(raw, row), strict=True))) != ""
-                for row in rows
-            ],
-            dtype=bool,
-        )
+    def _prepare_items(self) -> None:
+        """Drop the items without text, or give a row to those without one."""
+        template, ids = self.config["item_text_format"], self.item_feat[self.iid_field].tolist()
+        columns = {name: [texts[i] for i in ids] for name, texts in self._item_columns.items()}
+        has_text = np.array([text != "" for text in item_texts(template, columns, ids, None)])
         if not has_text.any():
             raise ValueError(
                 f"item_text_format: {template!r} gives no text for any of the "
-                f"{len(self.item_feat)} items, since {fields[0]!r} is empty throughout. Name "
-                "another field, or fill it in the .item file."
+                f"{len(self.item_feat)} items, since {format_fields(template)[0]!r} is empty "
+                "throughout. Name another field, or fill it in the .item file."
             )
-        return has_text
+        items = self._items_of_interactions()
+        without_row = items[~items.isin(ids)]
+        if len(without_row):
+            self.logger.warning(
+                f"{len(without_row)} items of the interactions, such as {without_row.iloc[0]!r}, "
+                f"have no row in {self.dataset_name}.item (which has ids such as {ids[0]!r})"
+            )
+        if self.config["item_text_missing"] == "drop":
+            self._drop_items_without_text(has_text)
+        elif len(without_row):
+            self._add_item_rows(without_row)
+
+    def _add_item_rows(self, ids: pd.Series) -> None:
+        """Rows without values, so that RecBole does not filter the items out."""
+        rows: dict[str, Any] = {self.iid_field: ids.to_numpy()}
+        for field in self.item_feat.columns.drop(self.iid_field):
+            kind = self.field2type[field]
+            if kind in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
+                empty = np.array([], dtype=str if kind is FeatureType.TOKEN_SEQ else np.float64)
+                rows[field] = pd.Series([empty] * len(ids), dtype=object)
+            else:
+                rows[field] = np.full(len(ids), np.nan)
+        self.item_feat = pd.concat([self.item_feat, pd.DataFrame(rows)], ignore_index=True)
 
     def _drop_items_without_text(self, has_text: np.ndarray) -> None:
         n_items, n_inters = len(self.item_feat), len(self.inter_feat)
         self.item_feat = self.item_feat[has_text].reset_index(drop=True)
-        kept = self.inter_feat[self.iid_field].isin(self.item_feat[self.iid_field])
-        self.inter_feat = self.inter_feat[kept].reset_index(drop=True)
-        if n_items > len(self.item_feat) or n_inters > len(self.inter_feat):
+        ids = self.item_feat[self.iid_field]
+        self._keep_interactions(self.inter_feat[self.iid_field].isin(ids))
+        n_places = 0
+        if self.benchmark_filename_list is not None:
+            n_places = self._keep_in_histories(lambda flat: flat.isin(ids))
+        if self.inter_feat.empty:
+            raise DataSetError(
+                "item_text_missing: drop leaves no interaction, since no item with an interaction "
+                f"has text by item_text_format: {self.config['item_text_format']!r}. Fill its "
+                "fields in the .item file, or set item_text_missing: fallback."
+            )
+        if n_items > len(self.item_feat) or n_inters > len(self.inter_feat) or n_places:
+            in_histories = f", and {n_places} places of histories" if n_places else ""
             self.logger.info(
                 f"item_text_missing: drop removed {n_items - len(self.item_feat)} items without "
                 f"text, and {n_inters - len(self.inter_feat)} interactions with items without text"
+                f"{in_histories}"
             )
-
-
-@contextmanager
-def _naming_settings(config: Any) -> Iterator[None]:
-    """Within, what RecBole cannot do with a data set names the settings that it was given for it.
-
-    Raises:
-        ValueError: for any error that does not name a key by itself.
-    """
-    try:
-        yield
-    except (FileNotFoundError, PermissionError):
-        raise  # they name the file
-    except Exception as error:  # whatever a column that is none, or no row that is left, comes to
-        keys = (*DATA_RULES, "data_path")
-        given = {key: config[key] for key in config.external_config_dict if key in keys}
-        if not given or any(f"{key}:" in str(error) for key in (*keys, "item_text_format")):
-            raise
-        settings = "; ".join(f"{key}: {shown(value)}" for key, value in given.items())
-        raise ValueError(
-            f"RecBole cannot read the data set {config['dataset']!r} as these keys say "
-            f"({type(error).__name__}: {error}). Compare them with its files: {settings}."
-        ) from error

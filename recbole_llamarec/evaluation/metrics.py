@@ -22,9 +22,31 @@ def is_rank_metric(metric: str) -> bool:
     return metric_class is not None and list(metric_class.metric_need) == ["rec.topk"]
 
 
+def has_cutoffs(metric: str) -> bool:
+    """Whether a ranking metric is taken at each of ``topk``, as all but GAUC are."""
+    return bool({"rec.topk", "rec.items"}.intersection(metrics_dict[metric.lower()].metric_need))
+
+
 def only_rank_metrics(metrics: Sequence[str]) -> bool:
     """Whether all of them are rank metrics."""
     return all(map(is_rank_metric, metrics))
+
+
+def require_items(topk: Sequence[int], n_items: int) -> None:
+    """Check before a training what RecBole fails on at its first validation.
+
+    Args:
+        topk: the key.
+        n_items: of the catalogue, without the padding item.
+
+    Raises:
+        ValueError: there are fewer items than a cut-off asks for.
+    """
+    if topk and max(topk) > n_items:
+        raise ValueError(
+            f"topk: {topk} asks for the first {max(topk)} items, but the data set has {n_items}. "
+            f"Use cut-offs of at most {n_items}."
+        )
 
 
 def metrics_of_ranks(ranks: np.ndarray, config: Any) -> pd.DataFrame:

@@ -108,21 +108,20 @@ class PassRecords:
     ranked: dict[str, np.ndarray]
 
     def of_all_processes(self, n_rows: int) -> PassRecords:
-        """The records of all processes, one behind the other by rank.
-
-        RecBole deals the rows out like cards and repeats the first ones until all processes have
-        equally many. These repetitions, the last row of some processes, are left out.
+        """The records of all processes, one behind the other by rank, each row once.
 
         Args:
             n_rows: rows of the data that the pass was over.
         """
-        parts = distributed.gathered(self)
-        surplus = sum(len(part.rows["users"]) for part in parts) - n_rows
-        if surplus and len(parts) > 1:
-            parts[-surplus:] = [part._without_last() for part in parts[-surplus:]]
+        parts = distributed.without_repeated_rows(
+            distributed.gathered(self), n_rows, PassRecords._without_last
+        )
         return PassRecords(
             _joined([part.rows for part in parts]), _joined([part.ranked for part in parts])
         )
+
+    def __len__(self) -> int:
+        return len(self.rows["users"])
 
     def _without_last(self) -> PassRecords:
         """All but the last row."""

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
+from recbole_llamarec.data.seen import hidden_targets, hidden_warning
 from recbole_llamarec.evaluation.metrics import metrics_of_ranks
 from recbole_llamarec.evaluation.passes import PassRecords
 from recbole_llamarec.evaluation.statistics import paired_test
@@ -42,6 +43,7 @@ class EvaluationReport:
         users: one line each row: user, target, and its rank and metrics in each stage.
         n_candidates: K.
         masks_seen: the key ``rerank_mask_seen``.
+        n_hidden: rows whose target has been seen before, and is masked with all that has.
     """
 
     stages: list[StageResult]
@@ -49,6 +51,7 @@ class EvaluationReport:
     users: pd.DataFrame
     n_candidates: int
     masks_seen: bool | str
+    n_hidden: int = 0
 
     @property
     def retriever(self) -> StageResult:
@@ -113,13 +116,17 @@ class EvaluationReport:
             ]
         )
 
-    def warning(self, metric: str, bigger: bool) -> str | None:
-        """What to say where the final order is worse than the retriever's; else ``None``.
+    def warnings(self, metric: str, bigger: bool) -> list[str]:
+        """What to say where targets are masked, or the final order is worse than the retriever's.
 
         Args:
             metric: that decides.
             bigger: whether a greater value is the better one.
         """
+        hidden = hidden_warning(self.n_hidden, self.n_rows, "test")
+        return [warning for warning in (hidden, self._worse(metric, bigger)) if warning]
+
+    def _worse(self, metric: str, bigger: bool) -> str | None:
         before, after = self.retriever.metrics[metric], self.final.metrics[metric]
         if (after >= before) if bigger else (after <= before):
             return None
@@ -187,7 +194,7 @@ def _as_text(title: str, stages: Sequence[StageResult], metrics: Sequence[str]) 
 def stage_means(users: pd.DataFrame, stage: str) -> dict[str, float]:
     """Means of a stage's metrics over a table of users; empty where there is no row."""
     suffix = f":{stage}"
-    columns = [c for c in users if c.endswith(suffix) and c != f"{RANK}{suffix}"]
+    columns = [c for c in users if c.endswith(suffix) and "@" in c.removesuffix(suffix)]
     if users.empty:
         return {}
     return {c.removesuffix(suffix): float(users[c].mean()) for c in columns}
@@ -269,7 +276,9 @@ def evaluation_report(
     scorers = [name for name in model.scorer_names if name in records.opinions]
     stages = model.fusion.stages(settings.retriever, scorers)
     users = user_table(records, stages, dataset, config)
-    users["history_length"] = [model.seen.of(user).size for user in records.rows["users"]]
+    users["history_length"] = [
+        np.unique(model.seen.of(user)).size for user in records.rows["users"]
+    ]
     results = [StageResult(stage.name, stage_means(users, stage.name)) for stage in stages]
     results[0] = StageResult(stages[0].name, retriever)
     if scorers:
@@ -280,4 +289,5 @@ def evaluation_report(
         users=add_choices(users, records, model.item_counts),
         n_candidates=settings.rerank_candidates,
         masks_seen=settings.rerank_mask_seen,
+        n_hidden=hidden_targets(dataset, settings.rerank_mask_seen),
     )

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from recbole_llamarec.data.seen import hidden_targets, hidden_warning
 from recbole_llamarec.evaluation.metrics import metrics_of_ranks
 from recbole_llamarec.evaluation.passes import PassRecords
 from recbole_llamarec.scoring.fusion import Fusion, fit_fusion
@@ -39,3 +40,16 @@ def fit_on_validation(
     values = [f"{name} {of[metric]:.4f}" for name, of in results.items() if metric in of]
     logger.info("%s on %d validation rows: %s", metric, n_rows, "; ".join(values))
     return fusion, results
+
+
+def warn_of_hidden_targets(valid_data: Any, rule: bool | str) -> None:
+    """Say before the training how many validation targets the mask hides, if any.
+
+    Args:
+        valid_data: RecBole's loader, or ``None``.
+        rule: the key ``rerank_mask_seen``.
+    """
+    if valid_data:
+        n_hidden, n_rows = hidden_targets(valid_data.dataset, rule), len(valid_data.dataset)
+        if warning := hidden_warning(n_hidden, n_rows, "validation"):
+            logger.warning(warning)

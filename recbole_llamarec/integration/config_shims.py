@@ -10,7 +10,7 @@ from recbole.config import Config
 from recbole_llamarec.integration import known
 from recbole_llamarec.recbole_keys import RULES, wrong_values
 from recbole_llamarec.settings import LlamaRecSettings
-from recbole_llamarec.settings_checks import metrics_are_of_rankings, wandb_can_be_imported
+from recbole_llamarec.settings_checks import metrics_are_of_rankings
 
 _recbole_convert_config_dict = Config._convert_config_dict
 _recbole_get_final_config_dict = Config._get_final_config_dict
@@ -52,8 +52,6 @@ def check_values(model: str, values: Mapping[str, Any]) -> None:
     elif model in known.MODELS:
         wrong = wrong_values(values, {**RULES, **known.rules_of(model)})
         errors = list(wrong.values())
-        if "log_wandb" not in wrong:
-            errors += wandb_can_be_imported(values["log_wandb"])
         if "metrics" not in wrong and "full" in str(values["eval_args"]):
             errors += metrics_are_of_rankings(values["metrics"])
         if errors:

@@ -15,6 +15,7 @@ import torch
 from recbole.config import Config
 from recbole.data.transform import construct_transform
 from recbole.data.utils import get_dataloader
+from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.sampler import RepeatableSampler
 from recbole.utils import ModelType, WandbLogger, get_model
 from recbole.utils.argument_list import (
@@ -58,10 +59,16 @@ def sequential_model_class(name: str) -> type:
             f"retriever: {name!r} is not a model that RecBole knows. Allowed are its sequential "
             f"recommenders, spelt as their classes: {names}."
         ) from None
-    if model_class.type != ModelType.SEQUENTIAL or name == "LlamaRec":
+    if getattr(model_class, "type", None) != ModelType.SEQUENTIAL or name == "LlamaRec":
         raise ValueError(
             f"retriever: {name!r} is not a sequential retriever; LlamaRec retrieves from a user's "
             "history. Use a sequential recommender such as LRURec, SASRec or GRU4Rec."
+        )
+    if model_class.full_sort_predict is AbstractRecommender.full_sort_predict:
+        raise ValueError(
+            f"retriever: {name!r} scores one given item at a time and puts no whole catalogue into "
+            "an order, so that it proposes no candidates. Use a sequential recommender such as "
+            "LRURec, SASRec or GRU4Rec."
         )
     return model_class
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import csv
 import types
 import warnings
 
@@ -18,12 +19,22 @@ from recbole_llamarec.data.missing import PANDAS_MISSING
 def read_atomic_file(path, *, usecols, **options) -> pd.DataFrame:
     """``pandas.read_csv`` for RecBole's atomic files, with sequence columns kept as written.
 
+    Of RecBole's own models; data sets of this package are read by ``data/atomic_files.py``. Neither
+    knows quoting, in which a quotation mark in a title would swallow lines.
+
     RecBole's chained ``fillna("", inplace=True)`` leaves NaN in empty sequences under copy-on-write
     and loading fails. Read as text, they are empty, and titles such as ``NA`` or ``None``, which
     pandas would take for missing, are kept.
     """
     missing = {name: PANDAS_MISSING for name in usecols if not name.endswith("_seq")}
-    return pd.read_csv(path, usecols=usecols, na_values=missing, keep_default_na=False, **options)
+    return pd.read_csv(
+        path,
+        usecols=usecols,
+        na_values=missing,
+        keep_default_na=False,
+        quoting=csv.QUOTE_NONE,
+        **options,
+    )
 
 
 def len_of_each(values):

@@ -19,6 +19,7 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import Trainer
 from torch import Tensor
 
+from recbole_llamarec.integration.checkpoints import runs_recboles_loop
 from recbole_llamarec.integration.values import is_plain
 
 logger = logging.getLogger(__name__)
@@ -118,9 +119,8 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 def _not_resumable(trainer: Any) -> str | None:
     """Why a state between two epochs does not say all of a training, or ``None`` where it does."""
-    owner = next(c for c in type(trainer).__mro__ if "fit" in vars(c))  # the class of its fit
-    if owner is not Trainer and not vars(owner).get("runs_recboles_loop", False):
-        return f"{owner.__name__} has a training loop of its own"
+    if not runs_recboles_loop(trainer):
+        return f"{type(trainer).__name__} has a training loop of its own"
     optimizers = [v for v in vars(trainer).values() if isinstance(v, torch.optim.Optimizer)]
     if optimizers != [trainer.optimizer]:
         return "it has several optimizers"

@@ -20,14 +20,27 @@ import torch
 from recbole.config import Config
 from recbole.evaluator.collector import Collector
 from recbole.utils import ensure_dir as _recbole_ensure_dir
+from recbole.utils import get_tensorboard as _recbole_get_tensorboard
+from recbole.utils import init_logger as _recbole_init_logger
 
-from recbole_llamarec.integration import checkpoints, config_shims, data_shims, known
+from recbole_llamarec import distributed
+from recbole_llamarec.files import require_writable
+from recbole_llamarec.integration import (
+    caches,
+    catalogue,
+    checkpoints,
+    config_shims,
+    data_shims,
+    known,
+)
 
 _recbole_init_device = Config._init_device
 _recbole_update_internal_config_dict = Config._update_internal_config_dict
 _recbole_load_data_and_model = quick_start.load_data_and_model
 _recbole_run_recboles = quick_start.run_recboles
 _recbole_report = quick_start.tune.report
+
+WORKING_FOLDER = "the working folder, where the logs go"  # RecBole has no key for it
 
 
 def update_internal_config_dict(self, file):
@@ -91,18 +104,57 @@ def run_recboles(rank, *args):
 
 
 def ensure_dir(path) -> None:
-    """RecBole's ``ensure_dir``, which fails where two processes make a folder at the same time."""
-    Path(path).mkdir(parents=True, exist_ok=True)
+    """RecBole's ``ensure_dir``, which fails where two processes make a folder at the same time.
+
+    Raises:
+        OSError: the folder cannot be made, or a file is in its place.
+    """
+    require_writable(Path(path), "checkpoint_dir", n_bytes=0)  # to evaluate, nothing is written
+
+
+def init_logger(config) -> None:
+    """RecBole's ``init_logger``, which says where no log can be written.
+
+    Raises:
+        OSError: the folder of logs cannot be made or written to.
+    """
+    require_writable(Path("log", config["model"]), WORKING_FOLDER)
+    _recbole_init_logger(config)
+
+
+def get_tensorboard(logger):
+    """RecBole's ``get_tensorboard``, likewise.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    require_writable(Path("log_tensorboard"), WORKING_FOLDER)
+    return _recbole_get_tensorboard(logger)
 
 
 def get_data_struct(self):
-    """RecBole's ``Collector.get_data_struct``, which fails on counts (``int`` has no ``cpu``)."""
-    struct = type(self.data_struct)()
-    for key, value in self.data_struct._data_dict.items():
-        struct.set(key, value.cpu() if isinstance(value, torch.Tensor) else value)
-    for key in ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label"):
-        if key in self.data_struct:
+    """RecBole's ``Collector.get_data_struct``, with the rows of all processes.
+
+    RecBole's fails on counts (``int`` has no ``cpu``). Of several processes each computes metrics
+    of its own rows, and RecBole takes their mean: for coverage, diversity and popularity this is
+    not the value over all rows, and rows that its sampler repeats count twice for every metric.
+    """
+    collected = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")
+    struct, own = type(self.data_struct)(), {}
+    for key, value in list(self.data_struct._data_dict.items()):
+        value = value.cpu() if isinstance(value, torch.Tensor) else value
+        if key in collected:
             del self.data_struct[key]
+            own[key] = value
+        else:
+            struct.set(key, value)
+    n_rows = getattr(self, "n_rows", None)  # of all processes; see ``checkpoints.evaluate``
+    for key in sorted(own):
+        parts = [own[key]]
+        if n_rows is not None:
+            parts = distributed.gathered(own[key])
+            parts = distributed.without_repeated_rows(parts, n_rows, lambda part: part[:-1])
+        struct.set(key, torch.cat(parts))
     return struct
 
 
@@ -143,6 +195,7 @@ def install() -> None:
     torch.autograd.set_detect_anomaly(False)
     config_shims.install()
     data_shims.install()
+    catalogue.install()
     checkpoints.install()
     _shim_ray()
     _shim_hyper_tuning()
@@ -155,3 +208,7 @@ def install() -> None:
         "load_data_and_model", _recbole_load_data_and_model, checkpoints.load_data_and_model
     )
     _replace_everywhere("ensure_dir", _recbole_ensure_dir, ensure_dir)
+    _replace_everywhere("init_logger", _recbole_init_logger, init_logger)
+    _replace_everywhere("get_tensorboard", _recbole_get_tensorboard, get_tensorboard)
+    for name in ("create_dataset", "load_split_dataloaders"):
+        _replace_everywhere(name, getattr(caches, f"_recbole_{name}"), getattr(caches, name))

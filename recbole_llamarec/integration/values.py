@@ -162,6 +162,8 @@ def settings_of_file(values: Any) -> dict[str, Any]:
                 value = settings_of_file(value)
         _check_name(key, value)
         taken[key] = value
+    if taken.get("train_stage") == "finetune":
+        taken["train_stage"] = "pretrain"  # S3Rec is then built without its pre-trained file
     return taken
 
 

@@ -17,6 +17,11 @@ from recbole_llamarec.finite import NotFiniteError
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.protocol import Encoded, Ranker
 
+REMEDY = (
+    "Set llm_dtype to float32 or bfloat16, or, where the adapter has been tuned, lower "
+    "learning_rate and tune again."
+)
+
 
 class BatchLog(Protocol):
     """What an interrupted pass has computed, batch by batch, so that it can go on."""
@@ -75,8 +80,7 @@ def rank_all(
             row = int(left[rows][int(finite.int().argmin())])
             raise NotFiniteError(
                 f"The ranker's scores of row {row} are not finite: {scores[~finite][0].tolist()}. "
-                "Set llm_dtype to float32 or bfloat16, or, where the adapter has been tuned, lower "
-                "learning_rate and tune again.",
+                f"{REMEDY}",
                 row,
             )
         return scores.log_softmax(-1)

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"A report needs plotly, Jinja and pydantic; `{INSTALL}`.")
     try:
         print(write_page(options.checkpoint, options.out))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from recbole_llamarec.evaluation.table import StageResult
 from recbole_llamarec.report.configuration import changed_settings, configuration
-from recbole_llamarec.report.record import RunRecord
+from recbole_llamarec.report.record import RunRecord, sha256_of
 from recbole_llamarec.report.sample import labels_of, sample_users
 from recbole_llamarec.trainer import TestedRun
 from recbole_llamarec.version import __version__
@@ -41,4 +41,5 @@ def collect(run: TestedRun) -> RunRecord:
         retriever_curve=journal.retriever,
         ranker_curve=journal.ranker,
         sample=sample_users(model, run.loader, run.records),
+        users_sha256=sha256_of(run.checkpoint.with_suffix(".users.csv")),
     )

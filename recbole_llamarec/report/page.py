@@ -11,7 +11,13 @@ import pandas as pd
 from recbole_llamarec import analysis
 from recbole_llamarec.evaluation.table import EvaluationReport, StageResult
 from recbole_llamarec.report import figures
-from recbole_llamarec.report.record import RunRecord, read_record, write_whole
+from recbole_llamarec.report.record import (
+    REMEDY,
+    RunRecord,
+    read_record,
+    sha256_of,
+    write_whole,
+)
 
 FOLDER = Path(__file__).parent
 
@@ -30,7 +36,13 @@ def write_page(checkpoint: Path, out: Path | None = None) -> Path:
         FileNotFoundError, ValueError: ``.report.json`` or ``.users.csv`` is missing or damaged.
     """
     record = read_record(checkpoint.with_suffix(".report.json"))
-    users = analysis.read_users(checkpoint.with_suffix(".users.csv"), record.has_scorers)
+    file = checkpoint.with_suffix(".users.csv")
+    users = analysis.read_users(file, record.has_scorers)
+    if sha256_of(file) != record.users_sha256:
+        raise ValueError(
+            f"{str(file)!r} is another table than the one that {checkpoint.stem}.report.json was "
+            f"written with. {REMEDY}"
+        )
     out = out or checkpoint.with_suffix(".html")
     write_whole(out, render(record, users))
     return out

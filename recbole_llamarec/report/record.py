@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from recbole_llamarec.evaluation.table import StageResult
 from recbole_llamarec.files import written_whole
 from recbole_llamarec.scoring.fusion import Fusion
 from recbole_llamarec.tuning.curve import TrainingCurve
+
+DIGEST = "sha256"  # of the record itself, beside its fields
+REMEDY = "Evaluate the checkpoint again, or restore a copy of the file."
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class RunRecord:
         seconds: wall time by phase.
         retriever_curve, ranker_curve: how training went.
         sample: some users.
+        users_sha256: digest of the table of users, in hexadecimal.
     """
 
     package_version: str
@@ -112,6 +118,7 @@ class RunRecord:
     retriever_curve: TrainingCurve
     ranker_curve: TrainingCurve
     sample: list[SampledUser]
+    users_sha256: str
 
     @property
     def retriever(self) -> str:
@@ -135,8 +142,19 @@ class RunRecord:
 
 
 def write_record(record: RunRecord, file: Path) -> None:
-    """Write a record as JSON, with a loss that is not a number as ``NaN``."""
-    write_whole(file, json.dumps(asdict(record), indent=1))
+    """Write a record and its digest as JSON, with a loss that is not a number as ``NaN``."""
+    content = asdict(record)
+    write_whole(file, json.dumps(content | {DIGEST: _digest(content)}, indent=1))
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of a record as JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -159,9 +177,18 @@ def read_record(file: Path) -> RunRecord:
             "give the path of a run's checkpoint."
         )
     try:
-        return TypeAdapter(RunRecord).validate_json(file.read_bytes())
-    except ValidationError as error:
+        text = file.read_bytes().decode()
+        content = json.loads(text)
+        record = TypeAdapter(RunRecord).validate_json(text, strict=True)
+        digest = content.pop(DIGEST)
+    except (ValidationError, ValueError, RecursionError, KeyError) as error:
         raise ValueError(
             f"{str(file)!r} is no record of a run, or of another version of recbole-llamarec: "
-            f"{error}"
+            f"{error}. {REMEDY}"
         ) from error
+    if digest != _digest(content):
+        raise ValueError(
+            f"{str(file)!r} is no record of a run any more: it was changed since it was written. "
+            f"{REMEDY}"
+        )
+    return record

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +24,14 @@ class Candidates:
         order: int64 item ids ``[B, N]``, each row a permutation, best first.
         items: int64 ``[B, K]``, the candidates: the first K of ``order``.
         scores: float32 ``[B, K]``, the retriever's log-probabilities among the candidates.
+        masked: bool ``[B, K]``, candidates that stand behind all others whatever the scorers say;
+            there are some where fewer than K items are left.
     """
 
     order: Tensor
     items: Tensor
     scores: Tensor
+    masked: Tensor
 
     @property
     def n_items(self) -> int:
@@ -55,6 +60,21 @@ class Candidates:
         return scores
 
 
+def catalogue_scores(predict: Callable[[Any], Tensor], interaction) -> Tensor:
+    """A retriever's score of each item for each row.
+
+    The width is not read off its ``n_items``, which some models raise for a mask token.
+
+    Args:
+        predict: ``full_sort_predict``, whose result may be flat.
+        interaction: RecBole ``Interaction`` of B rows.
+
+    Returns:
+        ``[B, N]``.
+    """
+    return predict(interaction).view(len(interaction), -1)
+
+
 @torch.no_grad()
 def propose(retriever, interaction, k: int, masked: Tensor | None = None) -> Candidates:
     """Let a retriever order all items, and take the first as candidates.
@@ -74,13 +94,16 @@ def propose(retriever, interaction, k: int, masked: Tensor | None = None) -> Can
         NotFiniteError: a score is NaN, or a candidate's is infinite.
         ValueError: there are more than 2^28 items.
     """
-    scores = retriever.full_sort_predict(interaction).view(-1, retriever.n_items).float()  # [B, N]
+    scores = catalogue_scores(retriever.full_sort_predict, interaction).float()  # [B, N]
     order = ranked_items(scores, masked)
-    items = order[:, : min(k, retriever.n_items - 1)]  # without the padding item
+    items = order[:, : min(k, scores.shape[1] - 1)]  # without the padding item
     first = scores.gather(1, items)  # [B, K]
     check_finite(first, "retriever's scores", REMEDY)
     among = first.double().log_softmax(dim=1)  # [B, K]
-    return Candidates(order, items, among.float())
+    is_masked = torch.zeros_like(items, dtype=torch.bool)  # [B, K]
+    if masked is not None:
+        is_masked = masked.to(items.device).gather(1, items)
+    return Candidates(order, items, among.float(), is_masked)
 
 
 @torch.no_grad()
@@ -104,11 +127,11 @@ def top_candidates(
     parts = []
     for start in range(0, len(rows), n_rows):
         batch = rows[start : start + n_rows].to(retriever.device)
-        scores = retriever.full_sort_predict(batch).view(-1, retriever.n_items)  # [B, N]
+        scores = catalogue_scores(retriever.full_sort_predict, batch)  # [B, N]
         last = None
         if seen is not None:
             users, histories = batch[retriever.USER_ID], batch[retriever.ITEM_SEQ]
-            last = seen_mask(users, histories, seen, retriever.n_items)
+            last = seen_mask(users, histories, seen, scores.shape[1])
         parts.append(ranked_items(scores, last, k).cpu())
     return torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from recbole_llamarec.keys import Rule, number, one_of, whole
-from recbole_llamarec.recbole_keys import NEGATIVES, wrong_values
+from recbole_llamarec.recbole_keys import wrong_values
 
 # What float32 takes: a modulus nearer to 0 or 1, or a smaller epsilon, has gradients that are NaN.
 RULES: dict[str, Rule] = {
@@ -24,7 +25,7 @@ RULES: dict[str, Rule] = {
         "nothing (~), since the loss is over all items",
         lambda value: (
             value in (None, "None")
-            or (NEGATIVES.accepts(value) and value["distribution"] in (None, "None", "none"))
+            or (isinstance(value, Mapping) and value.get("distribution") in ("None", "none"))
         ),
     ),
 }

@@ -7,25 +7,27 @@ import numpy.typing as npt
 from recbole.data.dataloader import TrainDataLoader
 from recbole.trainer import Trainer
 
+from recbole_llamarec.data.seen import CHOSEN_BEFORE
+
 
 def window_rows(
-    user_ids: npt.NDArray[np.int64], item_lengths: npt.NDArray[np.int64], window: int
+    users: npt.NDArray[np.int64],
+    before: npt.NDArray[np.int64],
+    item_lengths: npt.NDArray[np.int64],
+    window: int,
 ) -> npt.NDArray[np.int64]:
-    """Choose the prefix rows whose windows cover every position of every user once.
+    """Choose rows whose windows cover every position of every user once.
 
     RecBole makes one row for each training position p = 1, 2, .. of a user: its history is the
     last min(p, window) items before p, its target the item at p. A model that is trained at every
     position of a row learns the targets p - length + 1 .. p from it. Kept are therefore a user's
-    last row and every row ``window`` positions before.
-
-    Below ``window`` the length is the position, so rows may come in any order there; at ``window``
-    it says no more, and the rows of one user must come in order of time, as RecBole's do. Other
-    users' rows may lie between them. Where a user's rows have gaps (ready-made splits), each row's
-    target is still covered, but neighbouring windows may overlap.
+    last row and, again and again, the last row whose target no kept row teaches. Where a user's
+    rows have gaps (ready-made splits), the positions in them that no window shows are left out.
 
     Args:
-        user_ids: User of each row, ``[n_rows]``.
-        item_lengths: Length of each row's history, ``[n_rows]``, at least 1.
+        users: User of each row, ``[n_rows]``, in any order.
+        before: The position of each row's target: how many of the user's items stand before it.
+        item_lengths: Length of each row's history, ``[n_rows]``.
         window: MAX_ITEM_LIST_LENGTH, in items, at least 1.
 
     Returns:
@@ -36,28 +38,22 @@ def window_rows(
     """
     if window < 1:
         raise ValueError(f"window is {window}, allowed: at least 1")
-    if len(user_ids) != len(item_lengths):
+    if not len(users) == len(before) == len(item_lengths):
         raise ValueError(
-            f"user_ids has {len(user_ids)} rows and item_lengths {len(item_lengths)}, allowed: as"
-            " many of each"
+            f"users has {len(users)} rows, before {len(before)} and item_lengths "
+            f"{len(item_lengths)}, allowed: as many of each"
         )
-    if len(user_ids) == 0:
-        return np.empty(0, dtype=np.int64)
-
     lengths = np.minimum(item_lengths, window)
-    order = np.lexsort((lengths, user_ids))  # stable: rows of full length keep their order
-    users, lengths = user_ids[order], lengths[order]
-
-    ends = np.append(np.flatnonzero(users[1:] != users[:-1]), len(users) - 1)  # last row of each
-    sizes = np.diff(ends, prepend=-1)  # rows of each user
-    is_full = lengths == window
-    fulls = np.cumsum(is_full)  # full rows so far
-    fulls_before_user = np.repeat(fulls[ends] - np.add.reduceat(is_full, ends - sizes + 1), sizes)
-    positions = np.where(is_full, window + fulls - fulls_before_user - 1, lengths)
-
-    blocks = (np.repeat(positions[ends], sizes) - positions) // window  # 0 is a user's last
-    is_kept = np.append((users[1:] != users[:-1]) | (blocks[1:] != blocks[:-1]), True)
-    return np.sort(order[is_kept])
+    order = np.lexsort((before, users))
+    begins = np.flatnonzero(users[order][1:] != users[order][:-1]) + 1
+    kept = []
+    for own in np.split(order, begins):
+        positions, row = before[own], len(own) - 1
+        while row >= 0:
+            kept.append(own[row])
+            taught = max(1, lengths[own[row]])
+            row = int(np.searchsorted(positions, positions[row] - taught, side="right")) - 1
+    return np.sort(np.array(kept, dtype=np.int64))
 
 
 def window_loader(config: Any, train_data: TrainDataLoader) -> TrainDataLoader:
@@ -74,6 +70,7 @@ def window_loader(config: Any, train_data: TrainDataLoader) -> TrainDataLoader:
     rows = dataset.inter_feat
     kept = window_rows(
         rows[dataset.uid_field].numpy(),
+        rows[CHOSEN_BEFORE].numpy(),
         rows[dataset.item_list_length_field].numpy(),
         config["MAX_ITEM_LIST_LENGTH"],
     )

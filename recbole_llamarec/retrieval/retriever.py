@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from recbole.utils import get_trainer
 
-from recbole_llamarec.data.seen import SeenItems, seen_mask
+from recbole_llamarec.data.seen import SeenItems, chosen_before, seen_mask
 from recbole_llamarec.finite import NotFiniteError
-from recbole_llamarec.integration.checkpoints import load_checkpoint
+from recbole_llamarec.integration.catalogue import order_in, require_same, tokens_of
+from recbole_llamarec.integration.checkpoints import load_checkpoint, torch_loads_inertly
 from recbole_llamarec.integration.configs import (
     logging_stage,
     report_retriever_keys,
@@ -21,9 +22,10 @@ from recbole_llamarec.integration.configs import (
     retriever_loaders,
     sequential_model_class,
 )
+from recbole_llamarec.integration.interruption import warn_of_interruption
 from recbole_llamarec.integration.resume import State, resumable
 from recbole_llamarec.keys import shown
-from recbole_llamarec.retrieval.candidates import REMEDY
+from recbole_llamarec.retrieval.candidates import REMEDY, catalogue_scores
 from recbole_llamarec.tuning.curve import TrainingCurve
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,10 @@ def build_retriever(config, name: str, overrides: Mapping[str, Any], dataset):
     try:
         derived = retriever_config(config, name, overrides)
         report_retriever_keys(derived, overrides)
-        return model_class(derived, dataset).to(derived["device"]), derived
+        with torch_loads_inertly():
+            retriever = model_class(derived, dataset).to(derived["device"])
+        retriever.catalogue = tokens_of(dataset)
+        return retriever, derived
     except Exception as error:  # RecBole's models check few of their values
         if "retriever_config" in str(error):
             raise
@@ -94,7 +99,11 @@ def train_retriever(
 
     Returns:
         loss and validation score of each epoch, those of an earlier process included.
+
+    Raises:
+        ValueError: it is to be pre-trained, or RecBole cannot train it on this data.
     """
+    _check_stage(config, retriever)
     logger.info(f"Stage 1 of 2: training the retriever {config['model']}")
     with logging_stage("retriever", log_directory):
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, retriever)
@@ -114,7 +123,7 @@ def train_retriever(
             trainer, train, saved, lambda state: write({**state, "valid_scores": {**curve.scores}})
         )
     masking = masking_seen(retriever, seen) if seen is not None else nullcontext()
-    with masking, _naming_training(config["model"]):
+    with masking, _naming_retriever(config):
         trainer.fit(train, valid, saved=True, show_progress=show_progress, callback_fn=record)
     curve.losses.update({epoch: float(loss) for epoch, loss in trainer.train_loss_dict.items()})
     _wait_for_all_processes()  # the first one writes the file
@@ -140,9 +149,11 @@ def masking_seen(retriever, seen: SeenItems) -> Iterator[None]:
     predict = retriever.full_sort_predict
 
     def masked(interaction):
-        scores = predict(interaction).view(-1, retriever.n_items)  # [B, N]
+        scores = catalogue_scores(predict, interaction)  # [B, N]
         users, histories = interaction[retriever.USER_ID], interaction[retriever.ITEM_SEQ]
-        return scores.masked_fill(seen_mask(users, histories, seen, retriever.n_items), -torch.inf)
+        before = chosen_before(interaction)
+        last = seen_mask(users, histories, seen, scores.shape[1], before)
+        return scores.masked_fill(last, -torch.inf)
 
     retriever.full_sort_predict = masked
     try:
@@ -151,22 +162,40 @@ def masking_seen(retriever, seen: SeenItems) -> Iterator[None]:
         del retriever.full_sort_predict
 
 
-@contextmanager
-def _naming_training(name: str) -> Iterator[None]:
-    """Within, RecBole's error of a loss that is NaN says whose it is, and what to try."""
-    try:
-        yield
-    except ValueError as error:
-        if str(error) != "Training loss is nan":
-            raise
-        raise NotFiniteError(
-            f"training of the retriever {name}: The loss is NaN. {REMEDY}"
-        ) from error
-
-
 def _wait_for_all_processes() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def _check_stage(config, retriever) -> None:
+    stage = getattr(retriever, "train_stage", "finetune")
+    if stage != "finetune":
+        raise ValueError(
+            f"retriever_config: train_stage: {stage!r} trains {config['model']} to no retriever. "
+            f"Pre-train it with RecBole (run_recbole.py --model={config['model']} --train_stage="
+            f"{stage}), and then set train_stage: finetune, and pre_model_path to the file that "
+            "RecBole has saved."
+        )
+
+
+@contextmanager
+def _naming_retriever(config) -> Iterator[None]:
+    """Within, what RecBole's model cannot do with the data or its keys names the retriever."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error) != "Training loss is nan":  # RecBole's words
+            raise
+        message = f"training of the retriever {config['model']}: The loss is NaN. {REMEDY}"
+        raise NotFiniteError(message) from error
+    except (RuntimeError, IndexError, KeyError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or torch.distributed.is_initialized():
+            raise
+        raise RuntimeError(
+            f"retriever: {config['model']} cannot be trained on this data with its keys "
+            f"({type(error).__name__}: {error}). Set those that do not suit the data under "
+            "retriever_config, or use another retriever."
+        ) from error
 
 
 def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever_checkpoint"):
@@ -180,7 +209,7 @@ def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is damaged, it is of another model,
-            or its shapes are of another data set; the message names ``key``.
+            or its items or shapes are of another data set; the message names ``key``.
     """
     try:
         checkpoint = load_checkpoint(file, map_location=next(retriever.parameters()).device)
@@ -192,6 +221,11 @@ def load_retriever(retriever, name: str, file: str | Path, key: str = "retriever
             f"{key}: {str(file)!r} holds a {saved_name}, but retriever is {name!r}. Set retriever: "
             f"{saved_name}, or name a checkpoint of {name}."
         )
+    warn_of_interruption(checkpoint, file)
+    try:
+        require_same(order_in(checkpoint, file), getattr(retriever, "catalogue", None))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
     try:
         retriever.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:

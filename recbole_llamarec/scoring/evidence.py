@@ -14,6 +14,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from recbole_llamarec.data.chronology import ChoiceRows, Chronology
 from recbole_llamarec.scoring.scorer import EVIDENCE, Rows, ScorerParts
 
 # Counts by popularity that join those of each item's followers. On validation, of 10, 30,
@@ -28,7 +29,8 @@ class Evidence:
     An item d steps behind another counts 1 / d, up to ``window`` steps.
 
     Args:
-        sequences: item ids of each user in chronological order, of the training part alone.
+        sequences: item ids of each user in chronological order, of the training part alone; a user
+            has several where it is not known what stood between them.
         n_items: items, the padding item 0 included.
         n_recent: how many of a history's last items are looked up.
         window: steps behind an item within which another counts as its follower.
@@ -58,13 +60,8 @@ class Evidence:
     @classmethod
     def build(cls, parts: ScorerParts) -> Evidence:
         """Count the transitions of a run's training part (``evidence_items``, ``_window``)."""
-        rows, dataset = parts.dataset.inter_feat, parts.dataset
-        sequences = training_sequences(
-            np.asarray(rows[dataset.uid_field]),
-            np.asarray(rows[dataset.iid_field]),
-            np.asarray(rows[dataset.item_id_list_field]),
-            np.asarray(rows[dataset.item_list_length_field]),
-        )
+        dataset = parts.dataset
+        sequences = Chronology.of(ChoiceRows.of(dataset), dataset.user_num).sequences()
         settings = parts.settings
         return cls(sequences, parts.n_items, settings.evidence_items, settings.evidence_window)
 
@@ -122,24 +119,3 @@ class Evidence:
         """What all followers of an item count together."""
         start, stop = self._counts.indptr[item : item + 2]
         return float(self._counts.data[start:stop].sum())
-
-
-def training_sequences(
-    users: np.ndarray, targets: np.ndarray, histories: np.ndarray, lengths: np.ndarray
-) -> list[np.ndarray]:
-    """Each user's training items in chronological order, from RecBole's row for each prefix.
-
-    Args:
-        users, targets, lengths: of each row, ``[rows]``; a user's rows stand together, the
-            earliest first.
-        histories: of each row, ``[rows, L]``, 0 is padding.
-    """
-    if not len(users):
-        return []
-    is_last = np.append(users[1:] != users[:-1], True)
-    ends = np.flatnonzero(is_last).tolist()
-    starts = [0, *(end + 1 for end in ends[:-1])]
-    return [
-        np.concatenate([histories[start, : lengths[start]], targets[start : end + 1]])
-        for start, end in zip(starts, ends, strict=True)
-    ]

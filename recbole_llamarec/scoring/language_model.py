@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from recbole_llamarec.adapters.card import AdapterCard, read_card
+from recbole_llamarec.adapters.find import AUTO, check_adapter, find_adapter
+from recbole_llamarec.finite import NotFiniteError
 from recbole_llamarec.ranking.model.adapter import (
     adapter_config,
     adapter_state,
@@ -25,6 +30,7 @@ from recbole_llamarec.ranking.rank import BatchLog, rank_all
 from recbole_llamarec.scoring.scorer import Rows, Scorer, ScorerParts
 
 MOST_TOKENISED = 1000  # of the titles with most characters, to find those with most tokens
+logger = logging.getLogger(__name__)
 
 
 class LanguageModel:
@@ -37,15 +43,18 @@ class LanguageModel:
 
     Attributes:
         name: the ranker's, as in ``ranking_method``.
+        parts: of the run.
         log: where the scored batches of a pass go, and come from where a pass goes on.
         show_progress: show a progress bar over users.
+        card: of the adapter that ``lora_adapter: auto`` found, which is not tuned again; or None.
     """
 
     def __init__(self, parts: ScorerParts) -> None:
         self.name = parts.settings.ranking_method
         self.log: BatchLog | None = None
         self.show_progress = False
-        self._parts = parts
+        self.card: AdapterCard | None = None
+        self.parts = parts
         self._budget = TokenBudget(parts.settings.llm_batch_tokens, "llm_batch_tokens")
         self._ranker: Ranker | None = None
         self._saved: dict[str, Any] | None = None
@@ -54,14 +63,14 @@ class LanguageModel:
     def ranker(self) -> Ranker:
         """The ranker; loads the language model on first use."""
         if self._ranker is None:
-            settings, device = self._parts.settings, self._parts.device
+            settings, device = self.parts.settings, self.parts.device
             base, tokenizer = load_language_model(settings.llm, device)
             forward = forward_for(base, settings.llm.attention, device)
             parts = RankerParts(
                 model=self._adapted(base),
                 tokenizer=tokenizer,
                 forward=forward,
-                texts=self._parts.item_texts,
+                texts=self.parts.item_texts,
                 settings=settings,
             )
             ranker = ranker_class_of(self.name).build(parts)
@@ -77,7 +86,7 @@ class LanguageModel:
         """
         if ranker.prompts is None:
             return
-        n_shown, titles = self._parts.settings.rerank_candidates, ranker.prompts.titles
+        n_shown, titles = self.parts.settings.rerank_candidates, ranker.prompts.titles
         longest = sorted(range(1, len(titles)), key=lambda i: len(titles[i]), reverse=True)
         longest = longest[: MOST_TOKENISED + n_shown]
         n_tokens = dict(
@@ -85,18 +94,28 @@ class LanguageModel:
         )
         ranker.encode([], sorted(longest, key=n_tokens.__getitem__, reverse=True)[:n_shown])
 
-    def _adapted(self, base: nn.Module) -> nn.Module:
+    def _adapted(self, base: Any) -> nn.Module:
         """The language model with its adapter: a checkpoint's, a directory's, or a fresh one."""
-        settings, seed = self._parts.settings, self._parts.seed
+        settings, dataset = self.parts.settings, self.parts.dataset
         if self._saved is not None:
             config, weights = self._saved["lora"], self._saved["adapter"]
             return restore_adapter(base, config, weights, trainable=True)
-        if settings.adapter_directory is None:
-            return add_adapter(base, settings.lora, seed)
+        directory = None if settings.lora_adapter is None else Path(settings.lora_adapter)
+        if settings.lora_adapter == AUTO:
+            directory = find_adapter(settings, dataset, base.name_or_path)
+            self.card = None if directory is None else read_card(directory)
+            logger.info(
+                "lora_adapter: auto: %s",
+                directory or "no adapter has been trained on this training part; a new one",
+            )
+        if directory is None:
+            return add_adapter(base, settings.lora, self.parts.seed)
         try:
-            return load_adapter(base, settings.adapter_directory, trainable=True)
+            check_adapter(directory, dataset)
+            return load_adapter(base, directory, trainable=True)
         except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"lora_adapter: {error}") from error
+            named = str(error).startswith("lora_adapter")
+            raise type(error)(f"{'' if named else 'lora_adapter: '}{error}") from error
 
     def scores(self, rows: Rows, items: Tensor) -> Tensor:
         """The ranker's log-probabilities of candidates, shown in the order of ``items``.
@@ -112,9 +131,14 @@ class LanguageModel:
             NotFiniteError: a score is not finite.
         """
         histories, pools = rows.histories, items.tolist()
-        return rank_all(
-            self.ranker, histories, pools, self._budget, self.show_progress, log=self.log
-        )
+        try:
+            return rank_all(
+                self.ranker, histories, pools, self._budget, self.show_progress, log=self.log
+            )
+        except NotFiniteError as error:
+            dataset, user = self.parts.dataset, int(rows.users[error.row])
+            who = f" (user {str(dataset.id2token(dataset.uid_field, user))!r})" if user else ""
+            raise NotFiniteError(f"{self.name}{who}: {error}", error.row) from error
 
     @contextmanager
     def logging_batches(self, log: BatchLog | None, show_progress: bool) -> Iterator[None]:

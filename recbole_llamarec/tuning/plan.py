@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from recbole_llamarec.evaluation.metrics import only_rank_metrics
-from recbole_llamarec.ranking.protocol import Loss, Ranker
+from recbole_llamarec.ranking.protocol import Loss
+from recbole_llamarec.scoring.language_model import LanguageModel
 from recbole_llamarec.tuning.samples import TuningSamples
 
 
@@ -77,22 +78,23 @@ def learning_rate_factor(schedule: str, step: int, n_steps: int) -> float:
 
 
 def tuning_plan(
-    samples: TuningSamples, ranker: Ranker, settings: Any, config: Any, validates: bool
+    samples: TuningSamples, scorer: LanguageModel, settings: Any, config: Any, validates: bool
 ) -> TuningPlan:
-    """The plan of a run.
+    """The plan of a run; an adapter that was trained for this run is not tuned again.
 
     Args:
         samples: of the training part.
-        ranker: knows its losses.
+        scorer: its ranker knows its losses.
         settings: the run's ``LlamaRecSettings``.
         config: RecBole's ``Config``: its training keys.
         validates: whether there is validation data.
     """
     # Fitting the fusion validates all stages, as far as the metrics are of ranks.
     fusion_validates = settings.rerank_fusion == "auto" and only_rank_metrics(config["metrics"])
+    n_epochs = 0 if scorer.card else config["epochs"]
     return TuningPlan(
-        batches=samples.batches(config["epochs"], config["train_batch_size"]),
-        loss=ranker.losses[settings.train_loss],
+        batches=samples.batches(n_epochs, config["train_batch_size"]),
+        loss=scorer.ranker.losses[settings.train_loss],
         learning_rate=config["learning_rate"],
         schedule=settings.train_schedule,
         clipping=config["clip_grad_norm"],

@@ -5,21 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 
-def blocks_of_positions(users: np.ndarray, n_positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut each user's training rows, which follow each other in time, into blocks from the end.
+def blocks_of_positions(runs: np.ndarray, n_positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut runs of training rows, which follow each other in time, into blocks from the end.
 
     Args:
-        users: user of each row, ``[rows]``; a user's rows stand together, the earliest first.
-        n_positions: rows of a block; a user's first block may have fewer.
+        runs: run of each row, ``[rows]``; the rows of a run are a user's choices one behind the
+            other, and stand together, the earliest first.
+        n_positions: rows of a block; a run's first block may have fewer.
 
     Returns:
         the block of each row, numbered from 0 in the order of rows, and how many rows of the block
         come after it; int64 ``[rows]`` both.
     """
-    n_rows = len(users)
+    n_rows = len(runs)
     if not n_rows:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    is_last = np.append(users[1:] != users[:-1], True)
+    is_last = np.append(runs[1:] != runs[:-1], True)
     last_rows = np.flatnonzero(is_last)
     own_last = last_rows[np.searchsorted(last_rows, np.arange(n_rows))]
     until_end = own_last - np.arange(n_rows)

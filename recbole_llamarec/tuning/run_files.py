@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from recbole_llamarec import distributed
-from recbole_llamarec.files import written_whole
+from recbole_llamarec.evaluation.users_file import write_users
+from recbole_llamarec.files import require_writable
+from recbole_llamarec.scoring.language_model import language_model_of
 from recbole_llamarec.tuning.score_log import ScoreLog
 from recbole_llamarec.tuning.state import RunState
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+OTHER_FILES = 2**24  # bytes: the users' table and the report, which embeds its plotting library
+
+
+def _n_bytes(model: nn.Module) -> int:
+    """Of the weights that are trained."""
+    return sum(w.numel() * w.element_size() for w in model.parameters() if w.requires_grad)
 
 
 class RunFiles:
@@ -51,6 +63,25 @@ class RunFiles:
         self.checkpoint = stem.with_name(f"{stem.name}.pth")
         self._log = ScoreLog(stem, distributed.rank(), distributed.world_size(), minutes)
 
+    def require_space(self, model: Any) -> None:
+        """Compare the free space with what the run will write, before anything is trained.
+
+        While the retriever is trained, its checkpoint holds its weights and the optimizer's two
+        moments, and the state also the best weights so far; the next state is written beside it.
+        While the ranker is tuned, that goes for the adapter.
+
+        Args:
+            model: ``LlamaRec``, its language model loaded where it has one.
+
+        Raises:
+            OSError: there is too little, or the folder cannot be written to.
+        """
+        if distributed.is_first():
+            n_bytes = OTHER_FILES + (3 + 4 + 4) * _n_bytes(model.retriever)
+            if language_model := language_model_of(model.scorers.values()):
+                n_bytes += (2 + 4 + 4) * _n_bytes(language_model.ranker.model)
+            require_writable(self.checkpoint.parent, "checkpoint_dir", n_bytes)
+
     @property
     def is_due(self) -> bool:
         """Whether this process is to write the state, for the last one is too old."""
@@ -67,12 +98,24 @@ class RunFiles:
 
     @contextmanager
     def released_on_error(self) -> Iterator[None]:
-        """Let another process have the run where what happens within fails."""
+        """Let another process have the run where what happens within fails.
+
+        Raises:
+            OSError: also for a full disk that the logs were to be written to, with what to do.
+        """
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             if self._state is not None:
                 self._state.close()
+            is_named = isinstance(error.__cause__, OSError)  # by files.naming
+            if isinstance(error, OSError) and error.errno in FULL and not is_named:
+                raise OSError(
+                    error.errno,
+                    f"a disk is full ({error}); logs are written to the working folder "
+                    f"{str(Path.cwd())!r}. What was saved in {str(self.checkpoint.parent)!r} stays "
+                    "as it is. Free space, and give the same command again: it goes on.",
+                ) from error
             raise
 
     def write_users(self, users: pd.DataFrame) -> Path | None:
@@ -84,8 +127,7 @@ class RunFiles:
         if not distributed.is_first() or not self.checkpoint.is_file():
             return None
         file = self.checkpoint.with_suffix(".users.csv")
-        with written_whole(file) as part:
-            users.to_csv(part, index=False)
+        write_users(file, users)
         return file
 
     def remove(self) -> None:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recbole_llamarec.data.chronology import runs_of
+from recbole_llamarec.data.seen import CHOSEN_BEFORE
 from recbole_llamarec.retrieval.candidates import top_candidates
 from recbole_llamarec.tuning.pools import blocks_of_positions, random_pool, retriever_pool
 
@@ -41,7 +43,9 @@ class TuningSamples:
         self.sequences = self.inter[model.ITEM_SEQ].numpy()
         self.lengths = self.inter[model.ITEM_SEQ_LEN].numpy()
         positions = self.settings.train_positions
-        self.blocks, self.later = blocks_of_positions(self.users, positions)
+        order, runs = runs_of(self.users, self.inter[CHOSEN_BEFORE].numpy())
+        self.blocks, self.later = np.empty((2, len(order)), dtype=np.int64)
+        self.blocks[order], self.later[order] = blocks_of_positions(runs, positions)
 
     def __len__(self) -> int:
         return len(self.users)

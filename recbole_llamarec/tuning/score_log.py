@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from recbole_llamarec.files import written_whole
+from recbole_llamarec.files import read_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
 SCORES = ".scores-{rank}.pt"
-
-
-def write_by_rename(value: Any, file: Path) -> None:
-    """Save tensors and plain values; the file is whole or, as before, the old one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as part, part.open("wb") as stream:
-        torch.save(value, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 class ScoreLog:
@@ -50,7 +38,7 @@ class ScoreLog:
         self._name, self._scores, self._replayed = name, [], 0
         if self.file.is_file():
             try:
-                written = torch.load(self.file, weights_only=True)
+                written = read_tensors(self.file)
             except Exception as error:  # a damaged file costs time, and nothing else
                 logger.warning(
                     "%s cannot be read (%s); its rows are scored again", self.file, error
@@ -78,5 +66,5 @@ class ScoreLog:
     def write(self) -> None:
         """Write what the pass has come to."""
         parts = {"name": self._name, "world_size": self.world_size, "scores": self._scores}
-        write_by_rename(parts, self.file)
+        save_tensors(parts, self.file)
         self._written = time.monotonic()

@@ -4,8 +4,8 @@
     saved/LlamaRec-….scores-0.pt    each process: batches that the language model has scored
     saved/LlamaRec-….lock           held while a process works on them
 
-They hold tensors and plain values alone and are read with ``torch.load(weights_only=True)``. A run
-that has been tested removes them.
+They hold tensors and plain values alone, with a checksum, and are read with
+``torch.load(weights_only=True)``. A run that has been tested removes them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 
-from recbole_llamarec.files import PART
-from recbole_llamarec.tuning.score_log import write_by_rename
+from recbole_llamarec.checksums import DamagedFileError
+from recbole_llamarec.files import (
+    PART,
+    naming,
+    read_tensors,
+    remove_leftovers,
+    require_writable,
+    save_tensors,
+)
 from recbole_llamarec.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -45,7 +51,7 @@ NO_RESULT = frozenset(
         ),
     }
 )
-RESUME, LOCK = ".resume.pt", ".lock"
+RESUME, LOCK, ADAPTER = ".resume.pt", ".lock", ".adapter"
 
 
 class RunState:
@@ -65,7 +71,8 @@ class RunState:
         self.phases: dict[str, dict[str, Any]] = {}
         self._seconds, self._written = 60 * every_minutes, time.monotonic()
         self._lock = FileLock(f"{stem}{LOCK}", timeout=0)
-        stem.parent.mkdir(parents=True, exist_ok=True)
+        with naming(stem.parent, "checkpoint_dir"):
+            stem.parent.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
 
     @property
@@ -81,7 +88,7 @@ class RunState:
     def put(self, phase: str, state: dict[str, Any]) -> None:
         """Replace the state of a phase, and write all of them."""
         self.phases[phase] = state
-        write_by_rename({"settings": self.settings, "phases": self.phases}, self.file)
+        save_tensors({"settings": self.settings, "phases": self.phases}, self.file)
         self._written = time.monotonic()
 
     def close(self) -> None:
@@ -109,9 +116,11 @@ class RunState:
                 of exactly these settings that no other process works on.
 
         Raises:
-            FileNotFoundError, ValueError: ``resume`` has no state, or its settings differ; the
-                message names those that do.
+            FileNotFoundError, ValueError: ``resume`` has no state, a damaged one, or its settings
+                differ; the message names those that do.
+            OSError: the folder cannot be written to.
         """
+        require_writable(stem.parent, "checkpoint_dir")
         if resume is not None:
             return cls._resumed(_stem_of(resume), settings, every_minutes)
         _remove_litter(stem.parent)
@@ -119,6 +128,8 @@ class RunState:
         for file in reversed(files):
             try:
                 return cls._resumed(_stem_of(file), settings, every_minutes)
+            except DamagedFileError as reason:
+                logger.warning("An interrupted run cannot go on: %s", reason)
             except (ValueError, FileNotFoundError) as reason:
                 logger.info("An interrupted run is not taken up: %s", reason)
         for number in itertools.count(1):  # checkpoints are named by the second
@@ -149,28 +160,35 @@ class RunState:
         except Timeout as error:
             raise ValueError(f"resume: another process works on {str(stem)!r}.") from error
         state.phases = written["phases"]
-        for part in stem.parent.glob(f"{stem.name}.*{PART}"):
-            part.unlink(missing_ok=True)
+        _remove_parts(stem)
         logger.info("Going on with the interrupted run %s", stem.name)
         return state
 
 
+def _remove_parts(stem: Path) -> None:
+    """Delete what a killed process left half-written."""
+    for part in stem.parent.glob(f"{stem.name}.*{PART}"):
+        part.unlink(missing_ok=True)
+    remove_leftovers(Path(f"{stem}{ADAPTER}"))
+
+
 def _remove_files(stem: Path) -> None:
     """Delete a run's state, and what a killed process left half-written."""
-    for file in stem.parent.glob(f"{stem.name}.*"):
-        if file.is_file() and (file.name.endswith((RESUME, PART)) or ".scores-" in file.name):
-            file.unlink(missing_ok=True)
+    _remove_parts(stem)
+    Path(f"{stem}{RESUME}").unlink(missing_ok=True)
+    for scores in stem.parent.glob(f"{stem.name}.scores-*"):
+        scores.unlink(missing_ok=True)
 
 
 def _remove_litter(folder: Path) -> None:
-    """Delete what runs left that were killed before they had a state, and are not at work."""
+    """Delete what killed runs left that are not at work; what one can go on from stays."""
     for lock_file in folder.glob(f"LlamaRec-*{LOCK}"):
         stem = lock_file.with_name(lock_file.name.removesuffix(LOCK))
-        lock = FileLock(str(lock_file), timeout=0)
-        if Path(f"{stem}{RESUME}").is_file():
-            continue
         try:
-            with lock:
+            with FileLock(str(lock_file), timeout=0):
+                if Path(f"{stem}{RESUME}").is_file():
+                    _remove_parts(stem)
+                    continue
                 _remove_files(stem)
             lock_file.unlink(missing_ok=True)
         except Timeout:
@@ -186,13 +204,16 @@ def read_state(file: Path) -> dict[str, Any]:
     """Read a state.
 
     Raises:
-        ValueError: it is damaged or no state.
+        DamagedFileError: it is damaged or no state.
     """
     try:
-        written = torch.load(file, map_location="cpu", weights_only=True)
+        written = read_tensors(file)
         return {"settings": written["settings"], "phases": written["phases"]}
     except Exception as error:  # whatever a damaged archive makes torch raise
-        raise ValueError(f"The state {str(file)!r} cannot be read: {error}; delete it.") from error
+        raise DamagedFileError(
+            f"The state {str(file)!r} cannot be read: {error}. Restore a copy, or delete it: the "
+            "run then starts anew."
+        ) from error
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -220,5 +241,6 @@ def result_settings(config: Any, *loaders: Any) -> dict[str, str]:
     for dataset in [loader.dataset for loader in loaders if loader is not None]:
         for field in (dataset.uid_field, dataset.iid_field):
             digest.update(np.ascontiguousarray(dataset.inter_feat[field]).tobytes())
+            digest.update(repr(dataset.field2id_token[field].tolist()).encode())  # of the ids
         digest.update(b"|")
     return {**values, "data": digest.hexdigest()[:16], "recbole_llamarec": __version__}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from dataclasses import replace
 
 import pytest
 from helpers import ROOT
 from page import latex, markdown_page, write_page
-from results import add_cell, read_cells, read_users, retired_cells, write_cells
+from results import add_cell, read_cells, read_report, read_users, retired_cells, write_cells
 from run import Runner
 from significance import markdown_significance, significance
 from small_suite import line_of, small_suite, users_of
@@ -20,27 +22,125 @@ from validation_table import HEAD, validation_row, validation_rows
 
 
 def test_lines_and_users_are_added_and_replaced(tmp_path):
-    add_cell(tmp_path, {"id": "1", "label": "Ranker’s"}, users_of(0.1, ["NA", "07", "a,b"]))
-    add_cell(tmp_path, {"id": "2"})
+    _, cells = small_suite(tmp_path)
+    one, two, three = (line_of(cell, 0.1) for cell in cells[:3])
+    add_cell(tmp_path, one | {"machine": "Ranker’s\u2028"}, users_of(0.1, ["NA", "07", "a,b"]))
+    add_cell(tmp_path, two)
     content = (tmp_path / "users.csv.gz").read_bytes()
-    add_cell(tmp_path, {"id": "3"}, users_of(0.2))
-    add_cell(tmp_path, {"id": "1", "label": "again"}, users_of(0.3, "def"))
-    assert [line.get("label") for line in read_cells(tmp_path).values()] == ["again", None, None]
+    add_cell(tmp_path, three, users_of(0.2))
+    add_cell(tmp_path, one | {"machine": "again"}, users_of(0.3, "def"))
+    assert [line["machine"] for line in read_cells(tmp_path).values()] == ["again", *2 * ["a CPU"]]
     users = read_users(tmp_path)
     assert list(users.columns[:4]) == ["cell", "user", "rank:LRURec", "ndcg@10:LRURec"]
     assert dict(zip(users["user"], users["cell"], strict=True)) == {
-        **dict.fromkeys("abc", "3"),
-        **dict.fromkeys("def", "1"),
+        **dict.fromkeys("abc", three["id"]),
+        **dict.fromkeys("def", one["id"]),
     }
     (tmp_path / "users.csv.gz").write_bytes(content)
     assert sorted(read_users(tmp_path)["user"]) == ["07", "NA", "a,b"]
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_broken_line_is_named(tmp_path):
-    (tmp_path / "cells.jsonl").write_text('{"id": "1"}\n{"id": \n')
-    with pytest.raises(ValueError, match=r"cells.jsonl, line 2: .*delete this line"):
+def changed(**changes):
+    """What makes another line of a cell's."""
+    return lambda text: json.dumps(json.loads(text) | changes).encode()
+
+
+def without(name: str):
+    """What takes a field out of a cell's line."""
+    return lambda text: json.dumps(
+        {k: v for k, v in json.loads(text).items() if k != name}
+    ).encode()
+
+
+DAMAGED = {
+    "cut": (lambda text: text[:200], "Unterminated|delimiter"),
+    "empty": (lambda text: b"", "Expecting value"),
+    "no object": (lambda text: b"[1]", "no JSON object"),
+    "too deep": (lambda text: b"[" * 100_000, "nested too deeply"),
+    "no UTF-8": (lambda text: text.replace(b"LRURec", b"\xff\xfe"), "utf-8"),
+    "BOM": (lambda text: b"\xef\xbb\xbf" + text, "BOM"),
+    "a field twice": (lambda text: text[:-1] + b', "seed": 7}', "there twice"),
+    "NaN": (changed(valid_score=float("nan")), "NaN is no finite number"),
+    "infinite": (
+        lambda text: text.replace(b'"valid_score": 0.1', b'"valid_score": 1e999'),
+        "1e999",
+    ),
+    "word": (changed(valid_score="0.1"), "valid_score: .*valid number"),
+    "other type": (changed(curve={"1": 2}), "curve: "),
+    "truth for a number": (changed(n_rows=True), "n_rows: "),
+    "no id": (without("id"), "id: Field required"),
+    "no test": (without("test"), "test: Field required"),
+    "no final stage": (changed(test={}), "test: the stage 'final' is missing"),
+    "metric misspelt": (
+        changed(test={"LRURec": {"ndcg@10": 0.1}, "final": {"ndgc@10": 0.1}}),
+        "test: LRURec has \\['ndcg@10'\\], which 'final' lacks",
+    ),
+    "metric missing": (
+        changed(test={"LRURec": {}, "final": {}}),
+        "test: 'final' lacks the validation metric 'ndcg@10'",
+    ),
+    "another seed": (changed(seed=9), "its id is not that of its settings"),
+    "there twice": (lambda text: text + b"\n" + text, "is there twice"),
+}
+
+
+@pytest.mark.parametrize("damage, words", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_line_is_named_with_what_to_do(damage, words, tmp_path):
+    _, (first, *_, cell) = small_suite(tmp_path)
+    lines = [json.dumps(line_of(each, 0.2)).encode() for each in (first, cell)]
+    damaged = damage(lines[1])
+    number = 3 if damaged.startswith(lines[1] + b"\n") else 2
+    (tmp_path / "cells.jsonl").write_bytes(lines[0] + b"\n" + damaged + b"\n")
+    with pytest.raises(ValueError, match=rf"cells.jsonl, line {number}: .*({words}).*delete this"):
         read_cells(tmp_path)
+
+
+def test_a_damaged_table_of_users_is_named(tmp_path):
+    _, (*_, cell) = small_suite(tmp_path)
+    add_cell(tmp_path, line_of(cell, 0.1), users_of(0.1))
+    file = tmp_path / "users.csv.gz"
+    content = file.read_bytes()
+    text = gzip.decompress(content).decode()
+    for damaged, line, words in [
+        (content[:-9], 1, "no whole gzip file"),
+        (b"", 1, "the file is empty"),
+        (text.encode(), 1, "no whole gzip file"),
+        (gzip.compress(text.replace(",b,", ",,").encode()), 3, "user is empty"),
+        (gzip.compress((text + text.splitlines()[2] + "\n").encode()), 5, "there twice"),
+        (gzip.compress(text.replace("cell,user", "cell,usr").encode()), 1, "lacks"),
+    ]:
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"users.csv.gz, line {line}: .*{words}.*Restore"):
+            read_users(tmp_path)
+
+
+def test_a_changed_line_is_named_unless_it_is_retired_by_hand(tmp_path):
+    _, (*_, cell) = small_suite(tmp_path)
+    add_cell(tmp_path, line_of(cell, 0.1))
+    file = tmp_path / "cells.jsonl"
+    text = file.read_text()
+    assert read_cells(tmp_path)[cell.id] == json.loads(json.dumps(line_of(cell, 0.1)))
+    file.write_text(text.replace('"ndcg@10": 0.1', '"ndcg@10": 0.2'))
+    with pytest.raises(ValueError, match="line 1: .*changed since it was written.*delete this"):
+        read_cells(tmp_path)
+    file.write_text(text.replace('"seed": ', '"retired": true, "seed": '))
+    assert read_cells(tmp_path)[cell.id]["retired"] is True
+
+
+def test_users_that_are_missing_are_named(tmp_path):
+    _, (*_, cell) = small_suite(tmp_path)
+    add_cell(tmp_path, line_of(cell, 0.1, n_rows=4), users_of(0.1))
+    with pytest.raises(ValueError, match=f"has 3 rows of the cell {cell.id}, whose test had 4"):
+        read_users(tmp_path)
+
+
+def test_figures_of_no_benchmark_are_named(tmp_path):
+    file = tmp_path / "speed.json"
+    for text in ("", "{", "[]", '{"conditions": 1}', "[" * 100_000):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"speed\.json holds no figures.*restore"):
+            read_report(file, "conditions")
 
 
 def test_the_page_shows_retired_cells_apart(tmp_path):

@@ -58,8 +58,8 @@ def test_a_wanted_cell_gets_its_retriever_trained_again(tmp_path):
     runner = Runner(suite, tmp_path, tmp_path / "out", tmp_path / "work", threads=1)
     for _ in range(2):  # the second time, the grid's choice is known
         for cell in runner.open_cells("LRURec"):
-            line = {"id": cell.id, "valid_score": cell.settings["dropout_prob"]}
-            add_cell(runner.out, line)
+            score = cell.settings["dropout_prob"]
+            add_cell(runner.out, line_of(cell, 0.1, valid_score=score))
     assert runner.open_cells("LRURec") == []
     (retriever,) = runner.open_cells("LlamaRec")
     assert retriever.name == "tiny.LRURec.dropout_prob=0.5.seed=1"
@@ -131,8 +131,44 @@ def start(folder: Path, suite: Path, out: str) -> subprocess.Popen:
 
 def running_cells(work: Path) -> list[str]:
     """Command lines of the processes that still run a cell in ``work``."""
-    lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
-    return [" ".join(line) for line in lines if str(work) in " ".join(line)]
+    lines = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    return [line for line in lines if "cell.py" in line and str(work) in line]
+
+
+def test_a_suite_that_is_killed_takes_its_cell_and_the_cells_processes_with_it(tmp_path):
+    write_dataset(tmp_path / "data")
+    killed = start(tmp_path, suite_file(tmp_path), "killed")
+    work = tmp_path / "work" / "killed"
+    while not (cells := running_cells(work)):
+        assert killed.poll() is None, killed.stderr.read().decode()
+        time.sleep(0.05)
+    assert len(cells) == 1
+    killed.kill()
+    killed.wait()
+    end = time.monotonic() + 10
+    while running_cells(work) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert running_cells(work) == []
+
+
+def test_what_a_script_started_ends_with_its_parent_too(tmp_path):
+    script, started = tmp_path / "script.py", tmp_path / "started"
+    script.write_text(
+        "import pathlib, subprocess\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        f"pathlib.Path({str(started)!r}).write_text(str(child.pid))\n"
+        "child.wait()\n"
+    )
+    command = [sys.executable, str(ROOT / "benchmarks" / "with_parent.py"), str(script)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    while not (started.is_file() and started.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    child = psutil.Process(int(started.read_text()))
+    process.stdin.close()  # as the parent's end does
+    assert process.wait(timeout=10) == -signal.SIGKILL
+    child.wait(timeout=10)
+    assert not child.is_running()
 
 
 def figures(folder: Path) -> dict:

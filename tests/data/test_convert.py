@@ -31,7 +31,7 @@ def write(file: Path, text: str, encoding: str = "utf-8", compress: bool = False
 
 def rows(file: Path) -> list[list[str]]:
     with file.open(encoding="utf-8", newline="") as lines:
-        return list(csv.reader(lines, delimiter="\t"))
+        return list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def converted(source: str, folder: Path, **options):
@@ -410,7 +410,8 @@ def test_recbole_reads_every_title_as_it_was(workdir):
     converted("amazon-2018", workdir)
     expected = ["Line break" if "\n" in title else title for title in TITLES]
 
-    frame = pd.read_csv(workdir / "out/a-set/a-set.item", delimiter="\t", keep_default_na=False)
+    plain = {"quoting": csv.QUOTE_NONE, "keep_default_na": False}
+    frame = pd.read_csv(workdir / "out/a-set/a-set.item", delimiter="\t", **plain)
     assert frame["title:token_seq"].tolist() == expected
     settings = {
         "data_path": str(workdir / "out"),

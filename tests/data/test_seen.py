@@ -1,20 +1,29 @@
 """Items already seen, and their masks."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 
-from recbole_llamarec.data.seen import SeenItems, items_to_mask, seen_mask
+from recbole_llamarec.data.seen import (
+    CHOSEN_BEFORE,
+    SeenItems,
+    hidden_targets,
+    hidden_warning,
+    items_to_mask,
+    seen_mask,
+)
 
 
-def test_seen_items_are_targets_and_first_histories():
-    # user 1 saw 3, 5, 4; the second history lost its oldest item; user 3 saw 7, 8; user 2 nothing
-    users = np.array([1, 1, 3])
-    targets = np.array([5, 4, 8])
-    histories = np.array([[3, 0], [5, 0], [7, 0]])
-    seen = SeenItems.from_rows(users, targets, histories, n_users=4)
-    assert [seen.of(u).tolist() for u in range(4)] == [[], [3, 4, 5], [], [7, 8]]
-    assert seen.most == 3
+def test_items_of_histories_and_how_many_are_distinct():
+    seen = SeenItems.from_histories([[], [3, 5, 4, 3], [], [7, 8]])
+    assert [seen.of(user).tolist() for user in range(4)] == [[], [3, 5, 4, 3], [], [7, 8]]
+    assert seen.of(1, before=2).tolist() == [3, 5] and seen.of(1, before=0).tolist() == []
     assert seen.of(99).tolist() == [] and seen.of(-1).tolist() == []
+    assert seen.most() == 3 and seen.most(but_last=True) == 3  # the last 3 was chosen before
+    assert SeenItems.from_histories([[1, 2]]).most(but_last=True) == 1
+    assert SeenItems.nothing().most() == SeenItems.from_histories([[], []]).most() == 0
 
 
 def test_the_mask_joins_the_window_and_the_training_items():
@@ -22,6 +31,36 @@ def test_the_mask_joins_the_window_and_the_training_items():
     users, histories = torch.tensor([1, 0]), torch.tensor([[5, 6, 0], [2, 0, 0]])
     mask = seen_mask(users, histories, seen, 8)
     assert [row.nonzero().flatten().tolist() for row in mask] == [[0, 3, 5, 6], [0, 2]]
+
+
+def test_the_mask_knows_what_came_before_each_row_and_nothing_after_it():
+    seen = SeenItems.from_histories([[], [3, 5, 6, 4]])
+    users, histories = torch.tensor([1, 1, 1]), torch.tensor([[3], [5], [6]])
+    mask = seen_mask(users, histories, seen, 8, before=torch.tensor([1, 2, 3]))
+    assert [row.nonzero().flatten().tolist() for row in mask] == [[0, 3], [0, 3, 5], [0, 3, 5, 6]]
+
+
+def test_targets_that_the_mask_hides_are_counted():
+    """Of user 1, who chose 3, 5, 3, 4, 5: the second 3 and, outside of its window, the second 5."""
+    rows = Interaction(
+        {
+            "user_id": torch.tensor([1, 1, 1, 1]),
+            "item_id": torch.tensor([5, 3, 4, 5]),
+            "item_id_list": torch.tensor([[3, 0], [3, 5], [5, 3], [3, 4]]),
+            CHOSEN_BEFORE: torch.tensor([1, 2, 3, 4]),
+        }
+    )
+    dataset = SimpleNamespace(
+        inter_feat=rows,
+        chosen=SeenItems.from_histories([[], [3, 5, 3, 4, 5]]),
+        uid_field="user_id",
+        iid_field="item_id",
+        item_id_list_field="item_id_list",
+    )
+    assert [hidden_targets(dataset, rule) for rule in (True, "window", False)] == [2, 1, 0]
+    warning = hidden_warning(2, 4, "test")
+    assert "2 of 4 test rows" in warning and "rerank_mask_seen: False" in warning
+    assert hidden_warning(0, 4, "test") is None
 
 
 def test_without_training_items_the_mask_is_the_window_alone():

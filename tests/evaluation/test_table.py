@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from recbole.data.interaction import Interaction
 
+from recbole_llamarec.data.seen import CHOSEN_BEFORE, SeenItems
 from recbole_llamarec.evaluation.passes import PassRecords
 from recbole_llamarec.evaluation.statistics import paired_test
 from recbole_llamarec.evaluation.table import (
@@ -24,7 +27,17 @@ CONFIG = {"metrics": ["Recall", "MRR", "ItemCoverage"], "topk": [2], "metric_dec
 DATASET = SimpleNamespace(
     uid_field="user_id",
     iid_field="item_id",
+    item_id_list_field="item_id_list",
     id2token=lambda field, ids: [f"{field[0]}{i}" for i in ids],
+    chosen=SeenItems.from_histories([[], *[[3, 5]] * 6]),
+    inter_feat=Interaction(
+        {
+            "user_id": torch.arange(1, 7),
+            "item_id": torch.tensor([5, 5, 5, 5, 3, 3]),  # the last two have been chosen before
+            "item_id_list": torch.tensor([[3]] * 4 + [[5]] * 2),
+            CHOSEN_BEFORE: torch.tensor([1] * 4 + [2] * 2),
+        }
+    ),
 )
 N_ROWS, K, N_ITEMS = 6, 4, 30
 
@@ -202,6 +215,11 @@ def test_a_report_of_no_rows_has_no_ceiling():
     report = EvaluationReport(stages, {}, users, n_candidates=5, masks_seen=True)
     assert (report.n_rows, report.ceiling) == (0, 0.0)
     assert stage_means(users, "SASRec") == {}
+
+
+def test_the_means_of_a_scorers_stage_are_of_its_metrics_alone():
+    columns = {"rank:letters": [1, 2], "ndcg@10:letters": [1.0, 0.5], "first:letters": [0, 3]}
+    assert stage_means(pd.DataFrame(columns), "letters") == {"ndcg@10": 0.75}
 
 
 def test_paired_test_over_users():

@@ -16,6 +16,7 @@ from recbole.utils import get_model
 
 from recbole_llamarec.integration import checkpoints
 from recbole_llamarec.integration.checkpoints import load_checkpoint
+from recbole_llamarec.integration.interruption import warn_of_interruption
 from recbole_llamarec.integration.values import is_plain
 
 
@@ -102,16 +103,50 @@ def test_writing_that_breaks_off_leaves_the_former_checkpoint(trainer, workdir, 
     trainer._save_checkpoint(0, verbose=False)
     (file,) = (workdir / "saved").iterdir()
 
-    def killed_in_the_midst(state, name, **options):
-        with open(name, "wb") as unfinished:
-            unfinished.write(b"half of a checkpoint")
+    def killed_before_it_has_its_name(part):
+        assert part.name == f"{file.name}.part"
         raise Killed
 
-    monkeypatch.setattr("torch.save", killed_in_the_midst)
+    monkeypatch.setattr("recbole_llamarec.files.flush", killed_before_it_has_its_name)
     with pytest.raises(Killed):
         trainer._save_checkpoint(1, verbose=False)
     assert [*(workdir / "saved").iterdir()] == [file]
     assert load_checkpoint(file)["epoch"] == 0
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_refused(trainer, workdir):
+    trainer._save_checkpoint(0, verbose=False)
+    (file,) = (workdir / "saved").iterdir()
+    content = bytearray(file.read_bytes())
+    weights = trainer.model.state_dict()["UI_emb.weight"].numpy().tobytes()
+    content[content.index(weights[:64])] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file.name}.*checksum differs.*Copy it again, or train"):
+        load_checkpoint(file)
+
+
+def test_a_checkpoint_of_ours_without_its_checksum_is_read_with_a_warning(trainer, workdir, caplog):
+    trainer._save_checkpoint(0, verbose=False)
+    (file,) = (workdir / "saved").iterdir()
+    checkpoint = load_checkpoint(file)
+    assert "not checked" not in caplog.text
+    torch.save(checkpoint, file)
+    assert load_checkpoint(file)["epoch"] == 0
+    assert f"{str(file)!r} is not checked" in caplog.text
+
+
+def test_a_training_loop_of_its_own_does_not_say_whether_it_has_ended(trainer, workdir, caplog):
+    class OtherTrainer(Trainer):
+        def fit(self, *arguments, **options):
+            self._save_checkpoint(0, verbose=False)
+
+    other = OtherTrainer(trainer.config, trainer.model)
+    other.saved_model_file = str(workdir / "other.pth")
+    other.fit()
+    checkpoint = load_checkpoint(workdir / "other.pth")
+    assert "finished" not in checkpoint
+    warn_of_interruption(checkpoint, "other.pth")
+    assert "interrupted" not in caplog.text
 
 
 def test_the_log_names_the_checkpoint_and_not_its_unfinished_file(trainer, workdir, caplog):

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from helpers import titles
 
-from recbole_llamarec.ranking.model.adapter import LoraSettings, add_adapter
+from recbole_llamarec.ranking.model.adapter import add_adapter
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.model.forward import Padded, forward_for
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings, load_language_model
+from recbole_llamarec.ranking.model.lora import LoraSettings
 from recbole_llamarec.ranking.prompt.template import PromptTemplate
 from recbole_llamarec.ranking.protocol import Encoded, RankerParts
 

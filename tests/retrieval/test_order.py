@@ -1,6 +1,5 @@
 """The retriever's order of all items against plain sorting."""
 
-import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
@@ -65,7 +64,7 @@ def test_top_candidates_begin_the_retrievers_order_within_a_budget_of_scores(mas
     histories = torch.randint(0, 50, (30, 6), generator=generator)
     rows = Interaction({"user_id": users, "item_id_list": histories})
     pairs = torch.randint(1, 50, (2, 90), generator=generator).numpy()
-    seen = SeenItems.from_rows(pairs[0] % 30, pairs[1], np.zeros((90, 1), dtype=np.int64), 30)
+    seen = SeenItems.from_histories([pairs[1][pairs[0] % 30 == user] for user in range(30)])
     last = seen_mask(users, histories, seen, 50) if masks else None
     expected = ranked_items(retriever.table[users], last)[:, :7]
     found = top_candidates(retriever, rows, 7, seen if masks else None, max_scores=299)

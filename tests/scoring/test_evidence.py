@@ -7,7 +7,7 @@ import pytest
 import torch
 from runs import untrained
 
-from recbole_llamarec.scoring.evidence import PRIOR_COUNT, Evidence, training_sequences
+from recbole_llamarec.scoring.evidence import PRIOR_COUNT, Evidence
 from recbole_llamarec.scoring.scorer import Rows
 
 LEAST = 360360  # a multiple of every step that a history of 14 items can have
@@ -70,15 +70,6 @@ def test_counts_equal_brute_force(window):
                 for step, follower in enumerate(sequence[place + 1 :][:window], start=1):
                     counts[follower] += LEAST // step  # whole numbers
         assert evidence.counts(item, np.arange(20)) == pytest.approx(counts / LEAST, abs=1e-8)
-
-
-def test_sequences_are_put_together_from_the_rows_of_prefixes():
-    users = np.array([4, 4, 4, 9])
-    targets = np.array([2, 3, 4, 8])
-    histories = np.array([[1, 0, 0], [1, 2, 0], [1, 2, 3], [5, 6, 7]])
-    sequences = training_sequences(users, targets, histories, np.array([1, 2, 3, 3]))
-    assert [own.tolist() for own in sequences] == [[1, 2, 3, 4], [5, 6, 7, 8]]
-    assert training_sequences(users[:0], targets[:0], histories[:0], users[:0]) == []
 
 
 def test_a_checkpoint_keeps_nothing_of_it():

@@ -9,8 +9,8 @@ import pytest
 import torch
 from runs import language_model_of, pools_of
 
-from recbole_llamarec.ranking.model.adapter import LoraSettings
 from recbole_llamarec.ranking.model.batching import TokenBudget
+from recbole_llamarec.ranking.model.lora import LoraSettings
 from recbole_llamarec.tuning.loop import TuningLoop, TuningProgress, step_seed
 from recbole_llamarec.tuning.plan import TuningPlan
 from recbole_llamarec.tuning.samples import Samples

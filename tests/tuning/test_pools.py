@@ -58,12 +58,12 @@ def test_too_short_a_ranking_names_the_key():
         retriever_pool(1, np.arange(1, 5), 10, 5, np.random.default_rng(0))
 
 
-def test_blocks_are_cut_from_each_users_end():
-    users = np.array([1, 1, 1, 1, 1, 2, 3, 3, 3])
-    blocks, later = blocks_of_positions(users, 3)
+def test_blocks_are_cut_from_the_end_of_each_run():
+    runs = np.array([1, 1, 1, 1, 1, 2, 3, 3, 3])
+    blocks, later = blocks_of_positions(runs, 3)
     assert blocks.tolist() == [0, 0, 1, 1, 1, 2, 3, 3, 3]
     assert later.tolist() == [1, 0, 2, 1, 0, 0, 2, 1, 0]
-    blocks, later = blocks_of_positions(users, 1)
+    blocks, later = blocks_of_positions(runs, 1)
     assert blocks.tolist() == list(range(9))
     assert later.tolist() == [0] * 9
     assert blocks_of_positions(np.empty(0, dtype=int), 2)[0].tolist() == []

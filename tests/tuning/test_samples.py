@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from runs import run_of
@@ -80,7 +82,8 @@ def test_hard_candidates_are_the_retrievers_first_that_are_unseen(tiny_run):
     rows = np.arange(0, len(samples), 5)
     drawn = samples.draw(rows, step=1)
     model = samples.model
-    order = model.propose(samples.inter[rows]).order.numpy()
+    users = samples.inter[rows][model.USER_ID]
+    order = model.propose(samples.inter[rows], model.seen, users).order.numpy()
     for row, ranked, pool, target in zip(rows, order, drawn.pools, drawn.targets, strict=True):
         seen = set(model.seen.of(int(samples.users[row])).tolist())
         assert pool[target.argmax()] == samples.targets[row]
@@ -109,3 +112,24 @@ def test_positions_of_a_block_are_samples_together_and_share_their_beginning(tin
     for i in together:
         assert histories[i + 1] == [*histories[i], int(samples.targets[batch[i]])]
     assert max(map(len, histories)) <= 5  # prompt_max_history
+
+
+def test_blocks_hold_consecutive_choices_of_one_user_where_users_are_interleaved(tiny_run):
+    eval_args = {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": None, "order": "TO", "mode": "full"}
+    samples = samples_of(tiny_run, eval_args=eval_args, train_positions=3)
+    shuffled = samples.inter[np.random.default_rng(0).permutation(len(samples))]
+    again = TuningSamples(samples.model, SimpleNamespace(inter_feat=shuffled), 1)
+    for own in (samples, again):
+        n_rows = np.bincount(own.blocks)
+        assert n_rows.max() == 3 and len(n_rows) < 0.6 * len(own)
+        for block in np.unique(own.blocks):
+            rows = np.flatnonzero(own.blocks == block)
+            rows = rows[np.argsort(-own.later[rows])]  # the earliest first
+            assert own.later[rows].tolist() == list(range(len(rows)))[::-1]
+            assert len(set(own.users[rows].tolist())) == 1
+            for row, following in zip(rows, rows[1:], strict=False):
+                history = own.sequences[following, : own.lengths[following]].tolist()
+                assert history == [
+                    *own.sequences[row, : own.lengths[row]].tolist(),
+                    int(own.targets[row]),
+                ]

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 from helpers import environment
 
-from recbole_llamarec.tuning.score_log import ScoreLog, write_by_rename
+from recbole_llamarec.files import save_tensors
+from recbole_llamarec.tuning.score_log import ScoreLog
 from recbole_llamarec.tuning.state import RunState, differences, read_state
 
 SETTINGS = {"learning_rate": "0.1", "seed": "1"}
@@ -102,9 +104,20 @@ def test_a_damaged_state_is_left_alone_and_a_new_run_begins(tmp_path, caplog):
     stem = interrupted(tmp_path)
     file = Path(f"{stem}.resume.pt")
     file.write_bytes(file.read_bytes()[:100])
-    with caplog.at_level("INFO"):
+    with caplog.at_level("WARNING"):
         assert not claim(tmp_path).phases
-    assert "cannot be read" in caplog.text
+    assert f"The state {str(file)!r} cannot be read" in caplog.text
+    assert "Restore a copy, or delete it" in caplog.text
+
+
+def test_a_state_with_a_flipped_bit_is_refused(tmp_path):
+    stem = interrupted(tmp_path)
+    file = Path(f"{stem}.resume.pt")
+    content = bytearray(file.read_bytes())
+    content[content.index(np.float32(3.0).tobytes())] ^= 1  # of the weights
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read: .* the checksum differs"):
+        claim(tmp_path, resume=file)
 
 
 def test_a_state_that_names_code_is_not_run(tmp_path):
@@ -125,8 +138,22 @@ def test_a_kill_while_a_state_is_written_leaves_the_old_one(tmp_path):
 def test_what_a_run_killed_at_its_start_left_is_removed_by_the_next(tmp_path):
     for name in ("LlamaRec-dead.lock", "LlamaRec-dead.resume.pt.part", "LlamaRec-dead.pth"):
         (tmp_path / name).write_bytes(b"")
+    (tmp_path / ".LlamaRec-dead.adapter.part").mkdir()
     claim(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"LlamaRec-new.lock", "LlamaRec-dead.pth"}
+
+
+def test_what_an_interrupted_run_left_half_written_is_removed_by_a_run_of_other_settings(tmp_path):
+    stem = interrupted(tmp_path)
+    Path(f"{stem}.pth.part").write_bytes(b"half")
+    for name, content in ((".adapter.part", "half"), (".adapter.replaced", "whole")):
+        folder = tmp_path / f".{stem.name}{name}"
+        folder.mkdir()
+        (folder / "weights").write_text(content)
+    claim(tmp_path, learning_rate="0.2")
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*"))
+    assert Path(f"{stem}.adapter", "weights").read_text() == "whole"
+    assert claim(tmp_path).stem == stem  # its state has stayed
 
 
 def test_a_completed_run_leaves_no_state(tmp_path):
@@ -183,8 +210,8 @@ def test_a_damaged_log_of_scores_is_scored_again(tmp_path, caplog):
 
 def test_writing_replaces_a_file_in_one_step(tmp_path):
     file = tmp_path / "a" / "state.pt"
-    write_by_rename({"x": torch.ones(2)}, file)
-    write_by_rename({"x": torch.zeros(2)}, file)
+    save_tensors({"x": torch.ones(2)}, file)
+    save_tensors({"x": torch.zeros(2)}, file)
     assert torch.equal(torch.load(file, weights_only=True)["x"], torch.zeros(2))
     assert [own.name for own in file.parent.iterdir()] == ["state.pt"]
 

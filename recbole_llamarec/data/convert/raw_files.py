@@ -268,12 +268,11 @@ class AtomicFiles:
         return self.out / f".{self.out.name}.{ending}.unfinished"
 
     def write(self, ending: str, head: Row, rows: Iterable[Row], report: FileReport) -> None:
-        """Write one file, quoted as RecBole's reader (``pandas.read_csv``) expects it."""
+        """Write one file; its fields, which hold no tabs and line breaks, stand as they are."""
         with self.unfinished(ending).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-            writer.writerow(head)
+            file.write("\t".join(head) + "\n")
             for row in rows:
-                writer.writerow(row)
+                file.write("\t".join(row) + "\n")
                 report.written += 1
 
     def first_of_each(self, rows: Iterable[Row], report: FileReport) -> Iterator[Row]:

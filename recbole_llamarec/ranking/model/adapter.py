@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from recbole_llamarec.keys import TEXT, check_fields, key, list_of, number, optional, whole
-from recbole_llamarec.ranking.model.adapter_files import read_config, read_weights, replacing
+from recbole_llamarec.files import folder_written_whole
+from recbole_llamarec.ranking.model.adapter_files import read_adapter
+from recbole_llamarec.ranking.model.lora import LoraSettings, check_targets, model_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -24,37 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 # PEFT imports bitsandbytes wherever it is installed, which then warns of a kernel for 4-bit models.
 logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """The adapter's size and place; each field is the YAML key ``lora_`` + its name.
-
-    Raises:
-        ValueError: naming every invalid key at once.
-    """
-
-    r: int = key(8, whole(1), "Rank of its matrices.")
-    alpha: int | float = key(
-        32, number(above=0, at_most=10_000), "Its output is multiplied by lora_alpha / lora_r."
-    )
-    dropout: float = key(
-        0.05,
-        number(at_least=0, below=1),
-        "Share of the adapter's inputs that are dropped in training.",
-    )
-    target_modules: tuple[str, ...] = key(
-        ("q_proj", "v_proj"), list_of(TEXT), "Linear modules with an adapter."
-    )
-    layers: tuple[int, ...] | None = key(
-        None, optional(list_of(whole(0))), "Layers with an adapter, counted from 0; ~ is all."
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("target_modules", "layers"):
-            if isinstance(getattr(self, name), list):  # as YAML gives it
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_fields(self, "lora_")
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -80,7 +49,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, seed: int) -> PeftMode
     """
     from peft import LoraConfig
 
-    _check_targets(model, settings)
+    check_targets(model, settings)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it by r
@@ -190,8 +159,9 @@ def load_adapter_state(model: PeftModel, state: Mapping[str, Tensor]) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
-            f"The adapter does not fit the model {_name(model)}: {'; '.join(problems[:3])}{more}. "
-            "Load the language model and the lora_ settings that it was trained with."
+            f"The adapter does not fit the model {model_name(model)}: "
+            f"{'; '.join(problems[:3])}{more}. Load the language model and "
+            "the lora_ settings that it was trained with."
         )
     set_peft_model_state_dict(model, dict(state))
 
@@ -209,39 +179,47 @@ def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = Fals
 
     Raises:
         FileNotFoundError: a file is absent.
-        ValueError: no LoRA adapter, a pickled one (``.bin``), or one that does not fit.
+        ValueError: no LoRA adapter, a damaged or pickled one (``.bin``), or one that does not fit.
     """
     directory = Path(directory).expanduser()
-    config = read_config(directory)
-    state = read_weights(directory)
+    config, state = read_adapter(directory)
     trained_on = config.get("base_model_name_or_path")
-    if trained_on and trained_on != _name(model):
+    if trained_on and trained_on != model_name(model):
         logger.warning(
             "The adapter in %s names %s as its base model; it is loaded into %s.",
-            *(directory, trained_on, _name(model)),
+            *(directory, trained_on, model_name(model)),
         )
     try:
         return restore_adapter(model, config, state, trainable)
     except ValueError as error:
         raise ValueError(
             f"The adapter in {directory}, trained on {trained_on}, cannot be loaded into the "
-            f"model {_name(model)}: {error}"
+            f"model {model_name(model)}: {error}"
         ) from error
 
 
-def save_adapter(model: PeftModel, directory: str | Path) -> None:
+def save_adapter(model: Any, directory: str | Path, texts: Mapping[str, str] | None = None) -> None:
     """Write the adapter as a PEFT directory, which appears whole or not at all.
 
     Args:
-        model: model with an adapter.
+        model: PEFT's, with an adapter.
         directory: made with its parents; an adapter already there is replaced.
+        texts: further files by name, such as its card.
 
     Raises:
         FileExistsError: the directory holds something else, which would be lost.
+        OSError: it cannot be written.
     """
-    with replacing(Path(directory).expanduser()) as staging:
-        # The default of save_embedding_layers would ask the hub for the base model's config.
-        model.save_pretrained(str(staging), save_embedding_layers=False)
+    from safetensors import SafetensorError
+
+    with folder_written_whole(Path(directory).expanduser()) as staging:
+        try:
+            # The default of save_embedding_layers would ask the hub for the base model's config.
+            model.save_pretrained(str(staging), save_embedding_layers=False)
+        except SafetensorError as error:  # a full disk, too
+            raise OSError(str(error)) from error
+        for name, text in (texts or {}).items():
+            (staging / name).write_text(text, encoding="utf-8")
 
 
 def _views(model: PeftModel) -> dict[str, Tensor]:
@@ -249,48 +227,3 @@ def _views(model: PeftModel) -> dict[str, Tensor]:
 
     # The default of save_embedding_layers would ask the hub for the base model's config.
     return get_peft_model_state_dict(model, save_embedding_layers=False)
-
-
-def _check_targets(model: Any, settings: LoraSettings) -> None:
-    from transformers.pytorch_utils import Conv1D
-
-    linear = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D))
-    }
-    errors = []
-    missing = [
-        target
-        for target in settings.target_modules
-        if not any(f".{name}".endswith(f".{target}") for name in linear)
-    ]
-    if missing:
-        known = sorted({name.rpartition(".")[2] for name in linear})
-        errors.append(
-            f"lora_target_modules: {list(settings.target_modules)}: the model {_name(model)} has "
-            f"no linear layer {missing}; it has {known}."
-        )
-    widths = [
-        module.nx if isinstance(module, Conv1D) else module.in_features
-        for name, module in linear.items()
-        if name.rpartition(".")[2] in settings.target_modules
-    ]
-    if widths and settings.r > min(widths):
-        errors.append(
-            f"lora_r: {settings.r} is beyond the width of the model {_name(model)}, whose layers "
-            f"to be adapted have {min(widths)} inputs; set it to at most that."
-        )
-    count = model.config.get_text_config().num_hidden_layers
-    beyond = [layer for layer in settings.layers or () if layer >= count]
-    if beyond:
-        errors.append(
-            f"lora_layers: {list(settings.layers or ())}: the model {_name(model)} has no layer "
-            f"{beyond}; its layers are 0 to {count - 1}."
-        )
-    if errors:
-        raise ValueError("\n".join(errors))
-
-
-def _name(model: Any) -> str:
-    return getattr(model, "name_or_path", "") or type(model).__name__

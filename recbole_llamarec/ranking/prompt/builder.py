@@ -94,6 +94,7 @@ class PromptBuilder:
             self.labels,
             max_history,
             special,
+            separator=self.template.separator,
         )
         self._max_title_tokens = max_title_tokens
         self.titles, ids = self._prepared(titles)

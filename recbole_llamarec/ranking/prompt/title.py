@@ -3,37 +3,51 @@
 The rules of :func:`clean_title`, applied until none of them changes the text any more:
 
 1. Lone surrogates become U+FFFD.
-2. Whitespace, line breaks, control characters and U+2581 (SentencePiece's space mark) become
+2. Characters without a shape (zero width, direction, soft hyphens, selectors, tags) go, but for
+   those that a script or an emoji needs, and so do combining marks that have nothing to combine
+   with.
+3. Whitespace, line breaks, control characters and U+2581 (SentencePiece's space mark) become
    single spaces; the ends are stripped.
-3. A special or added token of the tokenizer (``<|im_end|>``, ``</s>``) gets a space after its
+4. A special or added token of the tokenizer (``<|im_end|>``, ``</s>``) gets a space after its
    first character. Where that gives such a token again, or the token is one character long, a
    space takes its place.
-4. A heading of the template, that is the words before a colon in ``prompt_text`` (``User
-   history:``), loses its colon, in upper or lower case. Runs of two or more ``#`` go; the single
-   one of ``C#`` and ``#1`` stays.
-5. An item marker of the template for one of the labels or for a history number, ``(B)``, ``( 7 )``,
+5. A heading of the template, that is the words before a colon in ``prompt_text`` (``User
+   history:``), loses its colon, in upper or lower case, also behind or within a word. Runs of two
+   or more ``#`` go; the single one of ``C#`` and ``#1`` stays.
+6. An item marker of the template for one of the labels or for a history number, ``(B)``, ``( 7 )``,
    gets square brackets. Other punctuation of a marker (the full stop of ``B.``) goes, and so do
    brackets where the template's own markers are square. Every other bracket stays: ``(1995)``.
+7. What stands between two titles, where it is punctuation (likelihood's ``;``), becomes a comma;
+   a comma that stands between titles becomes a semicolon.
+
+Rules 5 to 7 look at the shape of the text: full-width and accented letters count as plain ones.
 """
 
 import logging
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from recbole_llamarec.ranking.prompt.characters import (
+    BLANKS,
+    Shape,
+    character_boundary,
+    shape,
+    without_unseen,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-SPACES = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2581]+")
+SPACES = re.compile(rf"[\s\x00-\x1f\x7f-\x9f\u2581{BLANKS}]+")
 SURROGATES = re.compile(r"[\ud800-\udfff]")
 HASHES = re.compile(r"##+")
-HEADING_IN_TEMPLATE = re.compile(r"(\w[\w '&/-]*?) ?[:：]")
+COLONS = ":\u02d0\u02f8\u0589\u05c3\u2236\ua789"  # and what looks like one
+HEADING_IN_TEMPLATE = re.compile(rf"(\w[\w '&/-]*?) ?[{COLONS}]")
 UNTITLED = "unknown item"  # shown for an item whose title is empty after cleaning
-ZERO_WIDTH_JOINER = "\u200d"
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,8 @@ class TitleRules:
     headings: re.Pattern[str] | None
     markers: tuple[re.Pattern[str], ...]
     marker_table: dict[int, str]
+    separator: re.Pattern[str] | None
+    separator_replacement: str
 
     @classmethod
     def build(
@@ -55,6 +71,7 @@ class TitleRules:
         labels: Sequence[str],
         max_history: int,
         special_texts: Iterable[str] = (),
+        separator: str = "",
     ) -> "TitleRules":
         """Compile the rules from the template's fields.
 
@@ -65,11 +82,12 @@ class TitleRules:
             labels: The candidates' labels.
             max_history: History numbers 1 to this one count as markers.
             special_texts: Texts that the tokenizer reads as one special or added token.
+            separator: What stands between two titles; spaces and words are left in titles.
 
         Raises:
             ValueError: A marker has no punctuation by which it could be told from a word.
         """
-        literal = re.sub(r"\{\w+\}", "\n", text)
+        literal = shape(re.sub(r"\{\w+\}", "\n", text))
         headings = [SPACES.sub(" ", h) for h in HEADING_IN_TEMPLATE.findall(literal)]
         numbers = [str(n) for n in range(1, max_history + 1)]
         sides = [
@@ -83,11 +101,13 @@ class TitleRules:
         return cls(
             tokens=tokens,
             token_replacements={t: _broken_up(t, tokens) for t in special} if tokens else {},
-            headings=re.compile(rf"(?<!\w)({_any_of(headings)})(?: ?[:：])+", re.IGNORECASE)
+            headings=re.compile(rf"(?:{_any_of(headings)})((?: ?[{COLONS}])+)", re.IGNORECASE)
             if headings
             else None,
             markers=tuple(_marker_pattern(*pair, names) for pair, names in sides if pair and names),
-            marker_table={ord(c): "" for c in shown if not c.isalnum()} | square,
+            marker_table={ord(c): "" for c in shape(shown) if not c.isalnum()} | square,
+            separator=_separator_pattern(separator),
+            separator_replacement=";" if "," in separator else ",",
         )
 
 
@@ -119,9 +139,23 @@ def _marker_sides(item: str, name: str) -> tuple[str, str] | None:
 
 def _marker_pattern(left: str, right: str, names: Sequence[str]) -> re.Pattern[str]:
     """The pattern of an item marker; one that is open at a side must stand as a word of its own."""
-    core = rf"{re.escape(left)} ?(?:{_any_of(names)}) ?{re.escape(right)}"
+    left, right = shape(left), shape(right)
+    core = rf"{re.escape(left)} ?(?:{_any_of(map(shape, names))}) ?{re.escape(right)}"
     closed = all(any(not c.isalnum() for c in side) for side in (left, right))
     return re.compile(core if closed else rf"(?<!\w){core}(?!\w)")
+
+
+def _separator_pattern(separator: str) -> re.Pattern[str] | None:
+    """The pattern of a separator; ``None`` where it is no punctuation by which titles are told.
+
+    The hyphen of ``X-Men`` is not that of `` - ``.
+    """
+    core = SPACES.sub(" ", shape(separator)).strip()
+    if not core or any(c.isalnum() for c in core):
+        return None
+    before = r"(?<!\S)" if separator[0].isspace() else ""
+    behind = r"(?!\S)" if separator[-1].isspace() else ""
+    return re.compile(before + re.escape(core) + behind)
 
 
 def special_texts(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
@@ -154,29 +188,26 @@ def clean_title(title: str, rules: TitleRules) -> str:
 
 
 def _clean_once(title: str, rules: TitleRules) -> str:
-    title = SPACES.sub(" ", title).strip()
+    title = without_unseen(SPACES.sub(" ", title).strip())
     if rules.tokens:
         title = rules.tokens.sub(lambda m: rules.token_replacements[m[0]], title)
     if rules.headings:
-        title = rules.headings.sub(r"\1", title)
-    title = HASHES.sub(" ", title)
+        title = Shape(title).replaced(rules.headings, 1, lambda colons: "")
+    title = Shape(title).replaced(HASHES, 0, lambda hashes: " ")
     for pattern in rules.markers:
-        title = pattern.sub(lambda m: m[0].translate(rules.marker_table), title)
+        title = Shape(title).replaced(pattern, 0, lambda marker: _unmarked(marker, rules))
+    if rules.separator:
+        title = Shape(title).replaced(rules.separator, 0, lambda _: rules.separator_replacement)
     return SPACES.sub(" ", title).strip()
 
 
-def character_boundary(text: str, end: int) -> int:
-    """Return the last position up to ``end`` that parts no character from its combining marks.
-
-    A joined emoji (U+200D) and an emoji with its skin tone count as one character.
-    """
-    while 0 < end < len(text) and (
-        unicodedata.category(text[end]).startswith("M")
-        or ZERO_WIDTH_JOINER in text[end - 1 : end + 1]
-        or 0x1F3FB <= ord(text[end]) <= 0x1F3FF
-    ):
-        end -= 1
-    return end
+def _unmarked(marker: str, rules: TitleRules) -> str:
+    """An item marker without the punctuation that makes it one; the rest stays as written."""
+    characters = [(character, shape(character)) for character in marker]
+    return "".join(
+        looks.translate(rules.marker_table) if set(map(ord, looks)) & set(rules.marker_table) else c
+        for c, looks in characters
+    )
 
 
 def shorten_titles(

@@ -23,6 +23,7 @@ class TitleList:
 
     The text is ``"User history: Toy Story; Heat; Alien;"``: each title begins with a space behind
     a semicolon, where no tokenizer merges, so that pieces put together are the whole text's ids.
+    A semicolon within a title is shown as a comma, lest it end the title.
 
     Args:
         tokenizer: any tokenizer of transformers.
@@ -55,7 +56,9 @@ class TitleList:
         self.max_history = max_history
         self.n_shortened = 0
         self._max_title_tokens = max_title_tokens
-        self._rules = TitleRules.build(heading, "", "", (), 0, special_texts(tokenizer))
+        self._rules = TitleRules.build(
+            heading, "", "", (), 0, special_texts(tokenizer), separator=END
+        )
         self.start = encode_start(tokenizer, heading)
         self.titles: list[str] = []
         self._pieces: list[list[int]] = []

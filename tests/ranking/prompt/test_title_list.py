@@ -41,6 +41,13 @@ def test_it_reads_as_documented(gpt2_style):
     assert gpt2_style.decode(prompts.start) == HEADING
 
 
+def test_a_semicolon_in_a_title_does_not_end_it(gpt2_style):
+    prompts = TitleList(gpt2_style, ["", "Steins;Gate; Zero", "Heat"], HEADING, 32)
+    assert prompts.text([1, 2], [1]) == (
+        "User history: Steins,Gate, Zero; Heat;\n Steins,Gate, Zero;"
+    )
+
+
 def test_the_tokens_are_those_that_titles_have(gpt2_style):
     prompts = title_list(gpt2_style)
     pieces = prompts.encode([], range(1, 51))[1] + prompts.encode([], range(1, 51))[1]

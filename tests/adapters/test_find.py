@@ -1,0 +1,138 @@
+"""The adapter that was trained on a run's training part is found by its card, and no other is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers import checkpoint_of
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.quick_start import load_data_and_model
+
+from recbole_llamarec.adapters.card import AdapterCard, read_card, training_part_digest
+from recbole_llamarec.adapters.find import adapter_folders, check_adapter, find_adapter
+from recbole_llamarec.settings import LlamaRecSettings
+from recbole_llamarec.trainer import LlamaRecTrainer
+
+
+@pytest.fixture
+def kept(trained, tmp_path, monkeypatch) -> Path:
+    """The finished run's adapter in the user's cache."""
+    monkeypatch.setenv("RECBOLE_LLAMAREC_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "adapters" / "tiny"
+    shutil.copytree(trained.checkpoint.with_suffix(".adapter"), folder)
+    return folder
+
+
+def prepared(settings, **changes):
+    config = Config(config_dict={**settings, **changes})
+    train, valid, test = data_preparation(config, create_dataset(config))
+    return config, train, valid, test
+
+
+def found(settings, model="", **changes) -> Path | None:
+    config, train, *_ = prepared(settings, **changes)
+    name = model or settings["llm_name_or_path"]
+    return find_adapter(LlamaRecSettings.from_config(config), train.dataset, name)
+
+
+def test_the_digest_is_of_the_training_targets_by_their_tokens(trained):
+    """All but each user's first item, which no row has as its target, and last two."""
+    lines = pd.read_csv(Path(trained.data_path) / "tiny" / "tiny.inter", sep="\t", dtype=str)
+    chosen = lines.groupby("user_id:token")["item_id:token"].apply(lambda items: items[1:-2])
+    texts = sorted(f"{user}\t{item}\n" for (user, _), item in chosen.items())
+    expected = hashlib.sha256("".join(texts).encode()).hexdigest()[:32]
+    _, train, *_ = prepared(trained.settings)
+    assert training_part_digest(train.dataset) == expected
+    assert read_card(trained.checkpoint.with_suffix(".adapter")).training_part == expected
+
+
+def test_a_run_saves_a_card_that_says_what_it_did(trained):
+    folder = trained.checkpoint.with_suffix(".adapter")
+    card = read_card(folder)
+    assert (card.dataset, card.samples, card.seed) == ("tiny", 16, 2020)
+    assert card.prompts["ranking_method"] == "verbalizer"
+    assert card.prompts["prompt_max_history"] == 5 and card.curve
+    page = (folder / "README.md").read_text()
+    assert card.training_part in page and "license: mit" in page and card.command in page
+
+
+def test_the_adapter_of_the_same_training_part_model_and_prompts_is_found(trained, kept):
+    assert kept in adapter_folders()
+    assert found(trained.settings) == kept
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"user_inter_num_interval": "[8,inf)"},
+        {"eval_args": {"split": {"RS": [0.5, 0.25, 0.25]}, "order": "TO", "group_by": "user"}},
+        {"prompt_max_history": 6},
+        {"prompt_separator": " | "},
+        {"ranking_method": "likelihood"},
+        {"model": "another-model"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_an_adapter_of_anything_else_is_not_taken(trained, kept, changes):
+    model = changes.pop("model", "")
+    assert found(trained.settings, model, **changes) is None
+
+
+def test_an_adapter_that_is_found_ranks_without_being_tuned_again(trained, kept, workdir):
+    settings = {**trained.settings, "checkpoint_dir": str(workdir / "saved")}
+    config, train, valid, test = prepared(settings)
+    from recbole.utils import get_model, init_seed
+
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model("LlamaRec")(config, train.dataset)
+    trainer = LlamaRecTrainer(config, model)
+    trainer.fit(train, valid, show_progress=False)
+    assert trainer.journal.ranker.losses == {}
+    result = trainer.evaluate(test)
+    assert result == trained.result["test_result"]
+    again = checkpoint_of(workdir / "saved").with_suffix(".adapter")
+    assert read_card(again) == read_card(kept)
+
+
+def test_an_adapter_of_another_training_part_of_the_same_data_is_refused(trained, kept):
+    config, train, *_ = prepared(trained.settings, user_inter_num_interval="[8,inf)")
+    with pytest.raises(ValueError, match="lora_adapter.*another training part of tiny"):
+        check_adapter(kept, train.dataset)
+    train.dataset.dataset_name = "other-data"  # of which the adapter holds no target
+    check_adapter(kept, train.dataset)
+
+
+def test_an_adapter_named_by_the_run_is_checked_when_the_model_is_loaded(trained, kept):
+    config, train, *_ = prepared(
+        trained.settings, user_inter_num_interval="[8,inf)", lora_adapter=str(kept)
+    )
+    from recbole.utils import get_model
+
+    model = get_model("LlamaRec")(config, train.dataset)
+    with pytest.raises(ValueError, match="^lora_adapter: .*another training part"):
+        model.scorers["verbalizer"].ranker  # noqa: B018
+
+
+def test_a_damaged_card_is_an_error_that_names_it(tmp_path):
+    assert read_card(tmp_path) is None
+    for text in ("{", "[]", json.dumps({"dataset": "tiny"})):
+        (tmp_path / "card.json").write_text(text)
+        with pytest.raises(ValueError, match=r"card\.json is no card"):
+            read_card(tmp_path)
+
+
+def test_a_card_without_validation_has_a_page():
+    card = AdapterCard("tiny", "0", "a-model", {})
+    assert "by optimizer step: none" in card.page()
+
+
+def test_the_checkpoint_of_a_run_is_read_without_looking_for_adapters(trained, kept):
+    shutil.rmtree(kept)
+    _, model, *_ = load_data_and_model(str(trained.checkpoint), trained.data_path)
+    assert model.scorers["verbalizer"].ranker.model is not None
