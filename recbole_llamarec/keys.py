@@ -17,7 +17,6 @@ from typing import Any
 LARGEST = 2**31 - 1  # of whole numbers: beyond it nothing that a key counts makes sense
 MOST_SHOWN = 200  # characters of a value in a message
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
-LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes, as on Linux
 
 
 @dataclass(frozen=True)
@@ -254,14 +253,6 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and NO_TEXT.search(value) is None
 
 
-def _is_path(value: Any) -> bool:
-    return (
-        TEXT.accepts(value)
-        and len(value.encode()) <= LONGEST_PATH
-        and all(len(part.encode()) <= LONGEST_NAME for part in value.split("/"))
-    )
-
-
 def _is_plain(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(map(is_text, value)) and all(map(_is_plain, value.values()))
@@ -278,12 +269,6 @@ TEXT = Rule(
     "a text (in quotes where it looks like a number), not empty and without U+0000",
     lambda value: is_text(value) and value.strip() != "",
 )
-PATH = Rule(
-    "str",
-    f"a path: a text, not empty, without U+0000, of at most {LONGEST_PATH} bytes and "
-    f"{LONGEST_NAME} a part",
-    _is_path,
-)
 NAME = Rule(
     "str",
     "a name: at most 100 letters, digits and _, not beginning with a digit",
@@ -292,6 +277,7 @@ NAME = Rule(
 SWITCH = Rule("bool", "True or False", lambda value: isinstance(value, bool))
 MAPPING = Rule(
     "dict",
-    "a mapping of names to values, whose numbers are finite",
-    lambda value: isinstance(value, Mapping) and _is_plain(value),
+    "a mapping of keys to values",
+    lambda value: isinstance(value, Mapping) and all(map(is_text, value)),
 )
+PLAIN = Rule("any", "a plain value, whose numbers are finite and texts without U+0000", _is_plain)

@@ -14,6 +14,7 @@ from recbole.utils import InputType
 from recbole_llamarec.data.seen import SeenItems, chosen_before, items_to_mask, seen_mask
 from recbole_llamarec.evaluation.metrics import require_items
 from recbole_llamarec.evaluation.passes import EvaluationPass, best_first_of
+from recbole_llamarec.finite import check_finite
 from recbole_llamarec.integration.catalogue import tokens_of
 from recbole_llamarec.integration.configs import known_keys
 from recbole_llamarec.retrieval.candidates import Candidates, propose
@@ -188,21 +189,34 @@ class LlamaRec(SequentialRecommender):
 
         Returns:
             by name, float32 ``[R, K]`` on the CPU.
+
+        Raises:
+            NotFiniteError: a score is NaN or infinite.
         """
         asks_all = self._pass is not None and self._pass.all_scorers
-        return {
+        opinions = {
             name: scorer.scores(rows, items) if len(items) else torch.empty(items.shape)
             for name, scorer in self.scorers.items()
             if asks_all or self.fusion.takes_part(name)
         }
+        for name, scores in opinions.items():
+            check_finite(scores, f"scores of {name}", "Leave the scorer out, or mend it.")
+        return opinions
 
     def final_scores(
         self, retriever: torch.Tensor, opinions: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Final scores of candidates, float64 ``[R, K]`` on the CPU."""
+        """Final scores of candidates, float64 ``[R, K]`` on the CPU.
+
+        Raises:
+            NotFiniteError: one is NaN or infinite.
+        """
         arrays = {name: scores.numpy() for name, scores in opinions.items()}
-        final = self.fusion.final(self.settings.retriever)
-        return torch.from_numpy(final.scores(retriever.numpy(), arrays))
+        stage = self.fusion.final(self.settings.retriever)
+        final = torch.from_numpy(stage.scores(retriever.numpy(), arrays))  # [R, K]
+        remedy = f"Its weights are {self.fusion.weights}: set rerank_fusion, or fit them again."
+        check_finite(final, "fusion's final scores", remedy)
+        return final
 
     def _rows_to_rank(self, interaction, candidates: Candidates) -> torch.Tensor:
         """Rows whose candidates are scored, int64 ``[R]``."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from recbole_llamarec.keys import (
     MAPPING,
-    PATH,
+    PLAIN,
     SWITCH,
     TEXT,
     Rule,
@@ -27,6 +27,7 @@ from recbole_llamarec.keys import (
     optional,
     whole,
 )
+from recbole_llamarec.path_rules import PATH
 
 INTERVAL = re.compile(r"[\[(]([^,;]+),([^,;]+)[\])]")
 
@@ -153,7 +154,7 @@ DATA_RULES: dict[str, Rule] = {
     "preload_weight": optional(mapping_to(TEXT)),
     "normalize_field": optional(NAMES),
     "normalize_all": optional(SWITCH),
-    "discretization": optional(MAPPING),
+    "discretization": optional(mapping_to(PLAIN)),
     "benchmark_filename": optional(
         Rule(
             "list of str",

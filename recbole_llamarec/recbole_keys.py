@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib.util import find_spec
+from importlib import import_module
 from typing import Any
 
 from recbole.evaluator.register import metric_types
 
 from recbole_llamarec.keys import (
-    PATH,
     SWITCH,
     TEXT,
     Rule,
@@ -30,6 +29,7 @@ from recbole_llamarec.keys import (
     value_error,
     whole,
 )
+from recbole_llamarec.path_rules import FILE, PATH
 from recbole_llamarec.recbole_data_keys import DATA_RULES
 
 # RecBole also builds sparse_adam, which no model here can be trained with: it takes the gradients
@@ -70,6 +70,14 @@ def _is_level(value: Any) -> bool:
 
 def _is_none(value: Any) -> bool:
     return value is None
+
+
+def _logs_somewhere(value: Any) -> bool:
+    """RecBole imports wandb when its trainer is made, and does not name the key."""
+    try:
+        return value is False or (value is True and bool(import_module("wandb")))
+    except ImportError:
+        return False
 
 
 def _is_port(value: Any) -> bool:
@@ -132,12 +140,10 @@ RULES: dict[str, Rule] = {
     "show_progress": SWITCH,
     "save_dataset": SWITCH,
     "save_dataloaders": SWITCH,
-    "dataset_save_path": optional(PATH),
-    "dataloaders_save_path": optional(PATH),
+    "dataset_save_path": optional(FILE),
+    "dataloaders_save_path": optional(FILE),
     "log_wandb": Rule(
-        "bool",
-        "False, or True where wandb is installed (pip install wandb)",
-        lambda value: value is False or (value is True and find_spec("wandb") is not None),
+        "bool", "False, or True where wandb is installed (pip install wandb)", _logs_somewhere
     ),
     "wandb_project": TEXT,
     "shuffle": SWITCH,

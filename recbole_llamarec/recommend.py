@@ -117,7 +117,9 @@ def recommend_file(recommender: Recommender, histories: Path, results: ResultsFi
     with tqdm(initial=done, unit="history", ncols=100) as progress:
         for rows in batched(lines, BATCH):
             ranked = recommender.recommend(rows, k)
-            results.add(json.dumps([asdict(item) for item in result]) for result in ranked)
+            results.add(
+                json.dumps([asdict(item) for item in result], allow_nan=False) for result in ranked
+            )
             progress.update(len(rows))
     if not results.n_histories:
         results.add(())  # they have a file of results all the same
@@ -173,7 +175,9 @@ def batched(items: Iterable, size: int) -> Iterator[list]:
 
 def as_lines(result: Sequence[Recommendation]) -> str:
     """A result as JSON lines."""
-    return "\n".join(json.dumps(asdict(item), ensure_ascii=False) for item in result)
+    return "\n".join(
+        json.dumps(asdict(item), ensure_ascii=False, allow_nan=False) for item in result
+    )
 
 
 def as_table(result: Sequence[Recommendation]) -> str:

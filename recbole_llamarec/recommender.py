@@ -13,6 +13,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_llamarec.data.seen import SeenItems
 from recbole_llamarec.evaluation.passes import best_first_of
+from recbole_llamarec.finite import naming_stage
 from recbole_llamarec.given_candidates import Candidate, pool_ids, rank_windows
 from recbole_llamarec.integration.checkpoints import load_data_and_model
 from recbole_llamarec.ranking.protocol import Prompts
@@ -75,8 +76,6 @@ class Recommender:
             raise ValueError(f"{str(file)!r} holds a {config['model']}; give one of LlamaRec.")
         return cls(model, dataset)
 
-    # --- items ---------------------------------------------------------------------------------
-
     @property
     def language_model(self) -> LanguageModel | None:
         """The scorer that reads prompts, if the model has one."""
@@ -113,9 +112,8 @@ class Recommender:
             )
         return [self._ids[token] for token in tokens]
 
-    # --- recommendation ------------------------------------------------------------------------
-
     @torch.no_grad()
+    @naming_stage("recommend")
     def recommend(
         self,
         histories: Sequence[Sequence[str]],
@@ -236,6 +234,7 @@ class Recommender:
         return self.rank_many([history], [candidates])[0]
 
     @torch.no_grad()
+    @naming_stage("rank")
     def rank_many(
         self, histories: Sequence[Sequence[str]], pools: Sequence[Sequence[Candidate]]
     ) -> list[list[Recommendation]]:

@@ -15,7 +15,6 @@ from typing import Any
 from recbole_llamarec.keys import (
     MAPPING,
     NAME,
-    PATH,
     SWITCH,
     TEXT,
     Key,
@@ -29,6 +28,7 @@ from recbole_llamarec.keys import (
     optional,
     whole,
 )
+from recbole_llamarec.path_rules import FILE, PATH
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings
 from recbole_llamarec.ranking.model.lora import LoraSettings
 from recbole_llamarec.ranking.prompt.template import PromptTemplate
@@ -76,7 +76,7 @@ class LlamaRecSettings(TuningKeys):
         None, optional(MAPPING), "RecBole keys on top of the retriever's own defaults."
     )
     retriever_checkpoint: str | None = key(
-        None, optional(PATH), "A checkpoint of this retriever on this data; ~ trains it."
+        None, optional(FILE), "A checkpoint of this retriever on this data; ~ trains it."
     )
 
     ranking_method: str = key(

@@ -19,7 +19,7 @@ from recbole_llamarec.data.item_text import check_fallback, format_fields
 from recbole_llamarec.evaluation.metrics import has_cutoffs
 from recbole_llamarec.integration.configs import SHARED_KEYS, sequential_model_class
 from recbole_llamarec.integration.known import rules_of
-from recbole_llamarec.keys import shown
+from recbole_llamarec.keys import PLAIN, shown
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings, check_language_model
 from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_class_of, ranker_names
 from recbole_llamarec.ranking.verbalizer import default_labels
@@ -178,17 +178,16 @@ def _retriever_is_sequential(retriever: str) -> list[str]:
 def _retriever_has_right_values(
     retriever: str, retriever_config: Mapping[str, Any] | None
 ) -> list[str]:
-    rules = {**RULES, **rules_of(retriever)}
-    return list(wrong_values(retriever_config or {}, rules, "retriever_config: ").values())
+    given = retriever_config or {}
+    rules = {**dict.fromkeys(given, PLAIN), **RULES, **rules_of(retriever)}
+    return list(wrong_values(given, rules, "retriever_config: ").values())
 
 
 def _retriever_config_is_the_retrievers(retriever_config: Mapping[str, Any] | None) -> list[str]:
     """The retriever reads the run's data, splits, metrics and machine."""
     given = retriever_config or {}
-    shared = set(SHARED_KEYS) - {"eval_batch_size", "shuffle", "valid_metric"} | {
-        "model",
-        "dataset",
-    }
+    own = {"eval_batch_size", "shuffle", "valid_metric"}
+    shared = {*SHARED_KEYS, "model", "dataset"} - own
     return [
         f"retriever_config: {key}: {shown(given[key])} belongs to the whole run; set {key} beside "
         "retriever_config."

@@ -19,6 +19,7 @@ from recbole_llamarec.evaluation.metrics import only_rank_metrics
 from recbole_llamarec.evaluation.passes import PassRecords
 from recbole_llamarec.evaluation.table import EvaluationReport, TestedRun, evaluation_report
 from recbole_llamarec.evaluation.validation import fit_on_validation, warn_of_hidden_targets
+from recbole_llamarec.finite import naming_stage
 from recbole_llamarec.integration.configs import random_rows
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
@@ -116,16 +117,15 @@ class LlamaRecTrainer(Trainer):
         self._add_hparam_to_tensorboard(self.best_valid_score)
         return self.best_valid_score, self.best_valid_result
 
-    # --- phases ----------------------------------------------------------------------------------
-
     @contextmanager
     def _scoring(self, name: str, show_progress: bool, **options):
         """One pass of the model over evaluation data, whose scored batches are kept."""
         language_model = self.language_model
         with ExitStack() as stack:
+            stack.enter_context(naming_stage(name))
             if language_model is not None:
                 log = self._files.score_log(name)
-                stack.enter_context(language_model.scoring(name, log, show_progress))
+                stack.enter_context(language_model.logging_batches(log, show_progress))
             yield stack.enter_context(self.model.evaluating(rerank=True, **options))
 
     def _train_retriever(self, train_data, valid_data, saved, show_progress, callback_fn) -> None:
@@ -170,7 +170,8 @@ class LlamaRecTrainer(Trainer):
         subset: Any = random_rows(valid_data, self.config, n_rows) if valid_data else None
 
         def validate(step: int, progress: TuningProgress) -> tuple[float, dict[str, float]]:
-            with self._scoring(f"validation {step}", show_progress, skip_misses=self.skip_misses):
+            skips, name = self.skip_misses, f"validation step {step}"
+            with self._scoring(name, show_progress, skip_misses=skips):
                 result = super(LlamaRecTrainer, self).evaluate(subset, load_best_model=False)
             score = float(calculate_valid_score(result, self.valid_metric))
             self.run_log.validation(step, score, result)
@@ -251,9 +252,8 @@ class LlamaRecTrainer(Trainer):
                 self.logger.info(f"Saving the adapter in PEFT's format: {directory}")
         distributed.barrier()
 
-    # --- test ------------------------------------------------------------------------------------
-
     @torch.no_grad()
+    @naming_stage("test")
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Evaluate every stage, log the table, return the metrics of the final order.
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_llamarec.keys import PATH, TEXT, key, number, one_of, optional, whole
+from recbole_llamarec.keys import TEXT, key, number, one_of, optional, whole
+from recbole_llamarec.path_rules import FILE
 from recbole_llamarec.recbole_keys import RULES
 
 
@@ -102,7 +103,7 @@ class TuningKeys:
     )
     resume: str | None = key(
         None,
-        optional(PATH),
+        optional(FILE),
         "Checkpoint (saved/….pth) of an interrupted run to go on with; ~ takes up an interrupted "
         "run of exactly these settings, if checkpoint_dir holds one.",
     )

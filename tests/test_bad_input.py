@@ -143,6 +143,44 @@ def test_a_target_module_that_the_model_lacks(tiny_run):
     assert_stops(tiny_run, *words, lora_target_modules=["query"])
 
 
+def test_a_rank_beyond_the_models_width(tiny_run):
+    assert_stops(tiny_run, "lora_r: 65", "64 inputs", lora_r=65)
+
+
+@pytest.mark.parametrize("method", ["verbalizer", "likelihood"])
+def test_a_prompt_that_the_model_cannot_hold(tiny_run, method):
+    words = ("prompt_max_tokens is 5", "likelihood_heading" if method == "likelihood" else "text")
+    assert_stops(tiny_run, *words, ranking_method=method, prompt_max_tokens=5)
+    if method == "verbalizer":
+        long = "one and two " * 1000
+        assert_stops(tiny_run, "prompt_instruction", "is 2047", prompt_instruction=long)
+
+
+def test_a_retriever_that_cannot_be_built_as_its_keys_say(tiny_run):
+    bad = {"n_heads": 3}
+    words = ("retriever: SASRec", "retriever_config", "n_heads: 3")
+    assert_stops(tiny_run, *words, retriever="SASRec", retriever_config=bad)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("USER_ID_FIELD", "nobody"),
+        ("field_separator", ";"),
+        ("user_inter_num_interval", "[1000,inf)"),
+        ("benchmark_filename", ["a", "b", "c"]),
+        ("data_path", "nowhere"),
+        ("normalize_field", ["price"]),
+    ],
+)
+def test_a_key_that_does_not_suit_the_data_set(tiny_run, key, value):
+    assert_stops(tiny_run, key, **{key: value})
+
+
+def test_fields_that_are_one_column(tiny_run):
+    assert_stops(tiny_run, "ITEM_ID_FIELD", "TIME_FIELD", TIME_FIELD="item_id")
+
+
 def test_checkpoints_cut_in_half(tiny_run, trained, tmp_path):
     half = tmp_path / "half.pth"
     for file in (trained.checkpoint, trained.checkpoint.with_suffix(".LRURec.pth")):

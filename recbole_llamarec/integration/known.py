@@ -15,7 +15,7 @@ import recbole.model.sequential_recommender as sequential_recommenders
 import yaml
 from recbole.config import Config
 
-from recbole_llamarec.keys import MAPPING, SWITCH, TEXT, Rule, number
+from recbole_llamarec.keys import PLAIN, SWITCH, TEXT, Rule, mapping_to, number
 
 PACKAGE = Path(__file__).resolve().parents[1]
 MODELS = {"LlamaRec": "recbole_llamarec.llamarec", "LRURec": "recbole_llamarec.retrieval.lrurec"}
@@ -81,4 +81,4 @@ def _rule_like(value: Any) -> Rule | None:
         return number()
     if isinstance(value, str):
         return TEXT
-    return MAPPING if isinstance(value, Mapping) else None
+    return mapping_to(PLAIN) if isinstance(value, Mapping) else None

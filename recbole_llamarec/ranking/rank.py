@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_llamarec.finite import NotFiniteError
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.protocol import Encoded, Ranker
+
+REMEDY = (
+    "Set llm_dtype to float32 or bfloat16, or, where the adapter has been tuned, lower "
+    "learning_rate and tune again."
+)
 
 
 class BatchLog(Protocol):
@@ -27,29 +33,6 @@ class BatchLog(Protocol):
     def add(self, scores: Tensor) -> None:
         """Keep a batch's log-probabilities, float32 ``[batch, K]`` on the CPU."""
         ...
-
-
-class NotFiniteError(ValueError):
-    """A ranker has given scores that are infinite or NaN.
-
-    Args:
-        row: of the call, from 0.
-        scores: of its candidates.
-
-    Attributes:
-        row, scores: as above.
-    """
-
-    remedy = (
-        "Set llm_dtype to float32 or bfloat16, or, where the adapter has been tuned, lower "
-        "learning_rate and tune again."
-    )
-
-    def __init__(self, row: int, scores: Sequence[float]) -> None:
-        super().__init__(
-            f"The ranker's scores of row {row} are not finite: {list(scores)}. {self.remedy}"
-        )
-        self.row, self.scores = row, scores
 
 
 @torch.no_grad()
@@ -79,8 +62,8 @@ def rank_all(
         probability.
 
     Raises:
-        ValueError: the users have different numbers of candidates, a score is not finite, or the
-            log is of another pass.
+        NotFiniteError: a score is not finite.
+        ValueError: the users have different numbers of candidates, or the log is of another pass.
     """
     if not len(histories):
         return torch.zeros(0, 0)
@@ -95,7 +78,11 @@ def rank_all(
         scores = ranker.scores([encoded[row] for row in left[rows]]).float().cpu()  # [b, K]
         if not (finite := scores.isfinite().all(1)).all():
             row = int(left[rows][int(finite.int().argmin())])
-            raise NotFiniteError(row, scores[~finite][0].tolist())
+            raise NotFiniteError(
+                f"The ranker's scores of row {row} are not finite: {scores[~finite][0].tolist()}. "
+                f"{REMEDY}",
+                row,
+            )
         return scores.log_softmax(-1)
 
     is_training = ranker.model.training

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from recbole_llamarec.data.seen import SeenItems, seen_mask
+from recbole_llamarec.finite import NotFiniteError, check_finite
+
+REMEDY = "Train it with a lower learning_rate, a key of retriever_config."
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,15 @@ def propose(retriever, interaction, k: int, masked: Tensor | None = None) -> Can
         computed in float64.
 
     Raises:
-        ValueError: a score is NaN, or there are more than 2^28 items.
+        NotFiniteError: a score is NaN, or a candidate's is infinite.
+        ValueError: there are more than 2^28 items.
     """
     scores = catalogue_scores(retriever.full_sort_predict, interaction).float()  # [B, N]
     order = ranked_items(scores, masked)
     items = order[:, : min(k, scores.shape[1] - 1)]  # without the padding item
-    among = scores.gather(1, items).double().log_softmax(dim=1)  # [B, K]
+    first = scores.gather(1, items)  # [B, K]
+    check_finite(first, "retriever's scores", REMEDY)
+    among = first.double().log_softmax(dim=1)  # [B, K]
     is_masked = torch.zeros_like(items, dtype=torch.bool)  # [B, K]
     if masked is not None:
         is_masked = masked.to(items.device).gather(1, items)
@@ -145,12 +151,13 @@ def ranked_items(scores: Tensor, last: Tensor | None = None, k: int | None = Non
         int64 item ids ``[batch, n_items]`` or ``[batch, k]``.
 
     Raises:
-        ValueError: a score is NaN, or there are more than 2^28 items.
+        NotFiniteError: a score is NaN.
+        ValueError: there are more than 2^28 items.
     """
     if scores.shape[1] > 2**28:
         raise ValueError(f"{scores.shape[1]} items cannot be put into order, at most 2^28.")
     if torch.isnan(scores[:, 1:]).any():
-        raise ValueError("The retriever gives NaN as a score; train it with a lower learning rate.")
+        raise NotFiniteError(f"The retriever gives NaN as a score. {REMEDY}")
     n_items = scores.shape[1]
     id_bits = max(1, (n_items - 1).bit_length())
     bits = (scores.float() + 0.0).view(torch.int32)  # + 0.0 makes -0.0 equal to 0.0

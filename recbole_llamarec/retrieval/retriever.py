@@ -12,6 +12,7 @@ import torch
 from recbole.utils import get_trainer
 
 from recbole_llamarec.data.seen import SeenItems, chosen_before, seen_mask
+from recbole_llamarec.finite import NotFiniteError
 from recbole_llamarec.integration.catalogue import order_in, require_same, tokens_of
 from recbole_llamarec.integration.checkpoints import load_checkpoint, torch_loads_inertly
 from recbole_llamarec.integration.configs import (
@@ -24,7 +25,7 @@ from recbole_llamarec.integration.configs import (
 from recbole_llamarec.integration.interruption import warn_of_interruption
 from recbole_llamarec.integration.resume import State, resumable
 from recbole_llamarec.keys import shown
-from recbole_llamarec.retrieval.candidates import catalogue_scores
+from recbole_llamarec.retrieval.candidates import REMEDY, catalogue_scores
 from recbole_llamarec.tuning.curve import TrainingCurve
 
 logger = logging.getLogger(__name__)
@@ -182,6 +183,11 @@ def _naming_retriever(config) -> Iterator[None]:
     """Within, what RecBole's model cannot do with the data or its keys names the retriever."""
     try:
         yield
+    except ValueError as error:
+        if str(error) != "Training loss is nan":  # RecBole's words
+            raise
+        message = f"training of the retriever {config['model']}: The loss is NaN. {REMEDY}"
+        raise NotFiniteError(message) from error
     except (RuntimeError, IndexError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError) or torch.distributed.is_initialized():
             raise

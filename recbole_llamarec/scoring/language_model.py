@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recbole_llamarec.adapters.card import AdapterCard, read_card
 from recbole_llamarec.adapters.find import AUTO, check_adapter, find_adapter
+from recbole_llamarec.finite import NotFiniteError
 from recbole_llamarec.ranking.model.adapter import (
     adapter_config,
     adapter_state,
@@ -25,9 +26,10 @@ from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.model.forward import forward_for
 from recbole_llamarec.ranking.model.loading import load_language_model
 from recbole_llamarec.ranking.protocol import Ranker, RankerParts, ranker_class_of
-from recbole_llamarec.ranking.rank import BatchLog, NotFiniteError, rank_all
+from recbole_llamarec.ranking.rank import BatchLog, rank_all
 from recbole_llamarec.scoring.scorer import Rows, Scorer, ScorerParts
 
+MOST_TOKENISED = 1000  # of the titles with most characters, to find those with most tokens
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +44,6 @@ class LanguageModel:
     Attributes:
         name: the ranker's, as in ``ranking_method``.
         parts: of the run.
-        stage: what candidates are scored for, as errors name it.
         log: where the scored batches of a pass go, and come from where a pass goes on.
         show_progress: show a progress bar over users.
         card: of the adapter that ``lora_adapter: auto`` found, which is not tuned again; or None.
@@ -50,7 +51,6 @@ class LanguageModel:
 
     def __init__(self, parts: ScorerParts) -> None:
         self.name = parts.settings.ranking_method
-        self.stage = "recommend"
         self.log: BatchLog | None = None
         self.show_progress = False
         self.card: AdapterCard | None = None
@@ -73,8 +73,26 @@ class LanguageModel:
                 texts=self.parts.item_texts,
                 settings=settings,
             )
-            self._ranker = ranker_class_of(self.name).build(parts)
+            ranker = ranker_class_of(self.name).build(parts)
+            self._check_longest_prompt(ranker, tokenizer)
+            self._ranker = ranker
         return self._ranker
+
+    def _check_longest_prompt(self, ranker: Ranker, tokenizer: Any) -> None:
+        """Find out now, before any training, whether every prompt fits the model.
+
+        Raises:
+            ValueError: the longest titles do not fit as candidates; names the keys.
+        """
+        if ranker.prompts is None:
+            return
+        n_shown, titles = self.parts.settings.rerank_candidates, ranker.prompts.titles
+        longest = sorted(range(1, len(titles)), key=lambda i: len(titles[i]), reverse=True)
+        longest = longest[: MOST_TOKENISED + n_shown]
+        n_tokens = dict(
+            zip(longest, map(len, tokenizer([titles[i] for i in longest]).input_ids), strict=True)
+        )
+        ranker.encode([], sorted(longest, key=n_tokens.__getitem__, reverse=True)[:n_shown])
 
     def _adapted(self, base: Any) -> nn.Module:
         """The language model with its adapter: a checkpoint's, a directory's, or a fresh one."""
@@ -110,7 +128,7 @@ class LanguageModel:
             float32 ``[R, K]`` on the CPU.
 
         Raises:
-            ValueError: a score is not finite.
+            NotFiniteError: a score is not finite.
         """
         histories, pools = rows.histories, items.tolist()
         try:
@@ -120,26 +138,17 @@ class LanguageModel:
         except NotFiniteError as error:
             dataset, user = self.parts.dataset, int(rows.users[error.row])
             who = f" (user {str(dataset.id2token(dataset.uid_field, user))!r})" if user else ""
-            raise ValueError(
-                f"{self.stage}: the scores of {self.name} for row {error.row} of the batch{who} "
-                f"are not finite: {list(error.scores)}. {error.remedy}"
-            ) from error
+            raise NotFiniteError(f"{self.name}{who}: {error}", error.row) from error
 
     @contextmanager
-    def scoring(self, stage: str, log: BatchLog | None, show_progress: bool) -> Iterator[None]:
-        """Within, scored batches go into ``log``, and those that it has are not computed again.
-
-        Args:
-            stage: what the scores are for, as errors name it.
-            log: of the pass; ``None`` keeps nothing.
-            show_progress: show a progress bar over users.
-        """
-        previous = self.stage, self.log, self.show_progress
-        self.stage, self.log, self.show_progress = stage, log, show_progress
+    def logging_batches(self, log: BatchLog | None, show_progress: bool) -> Iterator[None]:
+        """Within, scored batches go into ``log``, and those that it has are not computed again."""
+        previous = self.log, self.show_progress
+        self.log, self.show_progress = log, show_progress
         try:
             yield
         finally:
-            self.stage, self.log, self.show_progress = previous
+            self.log, self.show_progress = previous
 
     def state(self) -> dict[str, Any]:
         """The adapter: PEFT's configuration as plain values, weights by PEFT's names."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+from recbole_llamarec.finite import naming_stage
 from recbole_llamarec.given_candidates import Candidate
 from recbole_llamarec.recommender import Recommendation, Recommender
 from recbole_llamarec.serve.errors import ServiceError
@@ -119,7 +120,8 @@ def _each(compute: Callable[[Sequence[R]], list[Answer]], requests: list[R]) -> 
     if not requests:
         return []
     try:
-        return compute(requests)
+        with naming_stage("service"):
+            return compute(requests)
     except Exception as error:
         if len(requests) == 1:
             return [error]

@@ -17,6 +17,7 @@ from recbole.utils import early_stopping
 from tqdm import tqdm
 
 from recbole_llamarec import distributed
+from recbole_llamarec.finite import naming_stage
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.protocol import Ranker
 from recbole_llamarec.tuning.curve import TrainingCurve
@@ -148,10 +149,11 @@ class TuningLoop:
             ranker.encode(history, pool)
             for history, pool in zip(samples.histories, samples.pools, strict=True)
         ]
-        loss = optimizer_step(
-            ranker, encoded, samples.targets, self.plan.loss, self.optimizer, self.budget,
-            self.plan.clipping, bar.update,
-        )  # fmt: skip
+        with naming_stage(f"tuning step {step}"):
+            loss = optimizer_step(
+                ranker, encoded, samples.targets, self.plan.loss, self.optimizer, self.budget,
+                self.plan.clipping, bar.update,
+            )  # fmt: skip
         progress.step = step
         progress.losses.append(loss)
         progress.curve.losses[step] = loss

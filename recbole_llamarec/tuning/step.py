@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from recbole_llamarec import distributed
+from recbole_llamarec.finite import NotFiniteError
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.protocol import Encoded, Loss, Ranker
 
@@ -42,7 +43,7 @@ def optimizer_step(
         the mean loss of the batch in nats.
 
     Raises:
-        ValueError: the loss is not finite.
+        NotFiniteError: the loss is not finite.
         torch.OutOfMemoryError: one sample alone is too much.
     """
     ranker.model.train()
@@ -81,7 +82,7 @@ def _backward(
         try:
             mean = loss(ranker, part, wanted).sum() / len(encoded)
             if not torch.isfinite(mean):
-                raise ValueError(
+                raise NotFiniteError(
                     f"The ranker's training loss is {mean.item()}; lower learning_rate, or set "
                     "llm_dtype to float32 or bfloat16."
                 )

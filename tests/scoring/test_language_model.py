@@ -98,11 +98,11 @@ def test_scored_batches_go_through_the_log_within_and_not_behind(tiny_llama, bat
     scorer = language_model_of(tiny_llama, llm_batch_tokens=1)  # a row a batch
     rows, items = batch
     log = Log()
-    with scorer.scoring("test", log, show_progress=False):
+    with scorer.logging_batches(log, show_progress=False):
         scores = scorer.scores(rows, items)
         kept = log.added[:3]
     assert len(log.added) == 4
-    with scorer.scoring("test", Log(kept), show_progress=False):
+    with scorer.logging_batches(Log(kept), show_progress=False):
         counted, compute = [], scorer.ranker.scores
         scorer.ranker.scores = lambda encoded: counted.append(len(encoded)) or compute(encoded)
         assert torch.equal(scorer.scores(rows, items), scores)
@@ -115,7 +115,7 @@ def test_scored_batches_go_through_the_log_within_and_not_behind(tiny_llama, bat
 def test_a_context_within_a_context_gives_the_log_back(tiny_llama):
     scorer = language_model_of(tiny_llama)
     log = Log()
-    with scorer.scoring("test", log, show_progress=True):
-        with pytest.raises(ZeroDivisionError), scorer.scoring("test", None, show_progress=False):
+    with scorer.logging_batches(log, show_progress=True):
+        with pytest.raises(ZeroDivisionError), scorer.logging_batches(None, show_progress=False):
             raise ZeroDivisionError
         assert scorer.log is log and scorer.show_progress

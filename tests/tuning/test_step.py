@@ -157,6 +157,15 @@ def test_gradients_are_clipped_to_the_norm(scorer, batch):
         torch.testing.assert_close(gradient, other / 2, rtol=1e-3, atol=1e-6)
 
 
+def test_gradients_are_clipped_in_the_norm_that_is_named(scorer, batch):
+    step(scorer, batch, 4000)
+    plain = gradients_of(scorer)
+    absolute = sum(float(gradient.abs().sum()) for gradient in plain)
+    step(scorer, batch, 4000, clipping={"max_norm": absolute / 2, "norm_type": 1})
+    for gradient, other in zip(gradients_of(scorer), plain, strict=True):
+        torch.testing.assert_close(gradient, other / 2, rtol=1e-3, atol=1e-6)
+
+
 def test_gradients_are_averaged_over_processes_before_they_are_applied(scorer, batch, monkeypatch):
     before, calls = scorer.adapter_weights(), []
 

@@ -102,17 +102,18 @@ def forward_for(model: nn.Module, attention: str, device: torch.device) -> Forwa
 
 
 def check_attention(attention: str, device: torch.device) -> None:
-    """Refuse packed attention on anything but a CPU.
+    """Refuse packed attention on anything but a CPU, and flex_attention on one.
 
     Raises:
         ValueError: names ``llm_attention``.
     """
     if attention == PACKED and device.type != "cpu":
         raise ValueError(
-            f"llm_attention: packed is for a CPU, and the model runs on {device}: there it would "
-            "compute one segment after the other. Set llm_attention to auto, which computes each "
-            "context once on any device."
+            f"llm_attention: packed is for a CPU, and on {device} it would compute one segment "
+            "after the other. Set llm_attention to auto, which computes each context once."
         )
+    if attention == "flex_attention" and device.type == "cpu":
+        raise ValueError("llm_attention: flex_attention has no gradients on a CPU; set auto.")
 
 
 class Padded:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from recbole_llamarec.keys import SWITCH, TEXT, check_fields, key, one_of, optional
+from recbole_llamarec.path_rules import PATH
 from recbole_llamarec.ranking.model.embedded import (
     EMBEDDED_MODEL_NAME,
     embedded_model_directory,
@@ -52,12 +53,12 @@ class LanguageModelSettings:
 
     name_or_path: str = key(
         EMBEDDED,
-        TEXT,
+        PATH,
         "embedded (SmolLM2-135M-Instruct, no model hub needed), a directory, a .gguf file, or a "
         "name on the Hugging Face hub.",
     )
     gguf_file: str | None = key(
-        None, optional(TEXT), "A GGUF file inside that directory or hub repository."
+        None, optional(PATH), "A GGUF file inside that directory or hub repository."
     )
     revision: str | None = key(None, optional(TEXT), "Revision on the hub.")
     dtype: str = key(
@@ -84,7 +85,7 @@ class LanguageModelSettings:
     )
     cache_dir: str | None = key(
         None,
-        optional(TEXT),
+        optional(PATH),
         "Cache of the converted embedded model; ~ is the environment variable "
         "RECBOLE_LLAMAREC_CACHE, then the user's cache directory.",
     )

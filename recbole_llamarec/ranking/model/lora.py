@@ -20,7 +20,7 @@ class LoraSettings:
 
     r: int = key(8, whole(1), "Rank of its matrices.")
     alpha: int | float = key(
-        32, number(above=0), "Its output is multiplied by lora_alpha / lora_r."
+        32, number(above=0, at_most=10_000), "Its output is multiplied by lora_alpha / lora_r."
     )
     dropout: float = key(
         0.05,

@@ -205,7 +205,9 @@ class PromptBuilder:
         raise ValueError(
             f"prompt_max_tokens is {self.max_prompt_tokens}, but the prompt of these "
             f"{len(candidates)} candidates needs {len(ids)} tokens without any history; raise it, "
-            "lower prompt_max_title_tokens or rank fewer candidates."
+            "lower prompt_max_title_tokens, shorten the wording (prompt_text, prompt_instruction, "
+            "prompt_candidate_item, prompt_separator, prompt_empty_history) or rank fewer "
+            "candidates."
         )
 
     def _assemble(self, history: list[int], candidates: list[int]) -> list[int]:

@@ -137,7 +137,8 @@ class TitleList:
         if n_tokens > self.max_tokens:
             raise ValueError(
                 f"prompt_max_tokens is {self.max_tokens}, but {n_tokens} tokens are needed "
-                "without any history; raise it, or lower prompt_max_title_tokens."
+                "without any history; raise it, lower prompt_max_title_tokens, or shorten "
+                "likelihood_heading."
             )
         first = len(history)
         while first and n_tokens + len(self._pieces[history[first - 1]]) <= self.max_tokens:
