@@ -280,9 +280,9 @@ def evaluation_report(
         np.unique(model.seen.of(user)).size for user in records.rows["users"]
     ]
     results = [StageResult(stage.name, stage_means(users, stage.name)) for stage in stages]
-    results[0] = StageResult(stages[0].name, retriever)
+    results[0] = StageResult(stages[0].name, _as_floats(retriever))
     if scorers:
-        results[-1] = StageResult(stages[-1].name, final)
+        results[-1] = StageResult(stages[-1].name, _as_floats(final))
     return EvaluationReport(
         stages=results,
         weights=model.fusion.weights or {},
@@ -291,3 +291,8 @@ def evaluation_report(
         masks_seen=settings.rerank_mask_seen,
         n_hidden=hidden_targets(dataset, settings.rerank_mask_seen),
     )
+
+
+def _as_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """RecBole's metrics, of which some are NumPy's scalars, GAUC of float32."""
+    return {name: float(value) for name, value in metrics.items()}

@@ -206,7 +206,7 @@ def _groups(record: RunRecord, retrieved: pd.DataFrame) -> Iterable[Part]:
     """Accuracy by what it may depend on."""
     if retrieved.empty:
         return
-    topk = int(record.valid_metric.split("@")[1])
+    topk = int(record.valid_metric.partition("@")[2] or 10)  # GAUC has no cut-off
     for column, title in analysis.GROUPINGS.items():
         table = analysis.by_group(retrieved, column, topk)
         figure = figures.group_figure(table, column, title, topk)

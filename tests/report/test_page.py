@@ -106,6 +106,12 @@ def test_the_retriever_alone(tiny_run):
     assert "there are no choices to show" in text
 
 
+def test_a_run_by_gauc_alone_has_its_page(tiny_run):
+    """RecBole gives this metric as a float32, and without a cut-off."""
+    text = page_of(tiny_run | QUICK | {"metrics": ["GAUC"], "valid_metric": "GAUC"})
+    assert "gauc" in text.lower() and ">LRURec</th>" in text
+
+
 def test_likelihood_has_probabilities_and_no_labels(tiny_run):
     text = page_of(tiny_run | {"ranking_method": "likelihood", "epochs": 0})
     assert "label</th>" not in text and "probability by likelihood</th>" in text
