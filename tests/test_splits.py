@@ -184,13 +184,6 @@ def test_ready_made_rows_are_in_the_order_of_their_exact_times(workdir):
     assert_evidence_counts(run, [items[:-2] for items in of_user])
 
 
-def test_ready_made_histories_beyond_the_longest_are_warned_of(workdir, caplog):
-    rows = ready_made(choices(), 9)
-    parts = {"train": rows[rows.place < -2], "valid": rows[rows.place == -2]}
-    run_of(ready_made_settings(workdir, parts | {"test": rows[rows.place == -1]}))
-    assert "MAX_ITEM_LIST_LENGTH: 3" in caplog.text and "up to 9 items" in caplog.text
-
-
 def test_windows_that_do_not_overlap_are_no_neighbours(workdir):
     """Of each user the second and third choice, and the sixth behind the fourth and fifth."""
     lines = choices().groupby(FIELDS[0]).head(8)

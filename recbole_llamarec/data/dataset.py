@@ -71,13 +71,6 @@ class LlamaRecDataset(AtomicDataset):
             )
         times = self._exact_times()
         super()._change_feat_format()
-        longest = self.inter_feat[self.item_id_list_field].shape[1]
-        if longest > self.config["MAX_ITEM_LIST_LENGTH"]:
-            self.logger.warning(
-                f"MAX_ITEM_LIST_LENGTH: {self.config['MAX_ITEM_LIST_LENGTH']} does not shorten the "
-                f"histories of a ready-made split, of up to {longest} items. Set it to {longest} "
-                "at least for retrievers that know each place, such as SASRec."
-            )
         chosen = Chronology.of(ChoiceRows.of(self, times), self.user_num)  # rows of all parts
         self.chosen = SeenItems(chosen.starts, chosen.items)
         self.inter_feat.update(Interaction({CHOSEN_BEFORE: torch.from_numpy(chosen.before)}))
