@@ -7,9 +7,11 @@ configurations and of checkpoints are in modules of their own.
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 import types
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -116,11 +118,26 @@ def ensure_dir(path) -> None:
 def init_logger(config) -> None:
     """RecBole's ``init_logger``, which says where no log can be written.
 
+    A log file that cannot be written any more, as on a full disk, is given up with one line on
+    standard error; the run goes on, and the screen shows its log.
+
     Raises:
         OSError: the folder of logs cannot be made or written to.
     """
     require_writable(Path("log", config["model"]), WORKING_FOLDER)
     _recbole_init_logger(config)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = partial(_give_up, handler)  # type: ignore[method-assign]
+
+
+def _give_up(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        logging.FileHandler.handleError(handler, record)
+        return
+    logging.getLogger().removeHandler(handler)
+    print(f"The log {handler.baseFilename!r} ends here: {error}.", file=sys.stderr)
 
 
 def get_tensorboard(logger):

@@ -74,11 +74,14 @@ def read_token(file: Path | None) -> str | None:
     """The token of a file or of the environment; ``None`` where neither is given.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or the token is empty.
+        FileNotFoundError, ValueError: there is no such file, it is no text, or the token is empty.
     """
     if file is not None and not file.is_file():
         raise FileNotFoundError(f"--token-file: {str(file)!r} does not exist.")
-    given = os.environ.get(TOKEN) if file is None else file.read_text(encoding="utf-8")
+    try:
+        given = os.environ.get(TOKEN) if file is None else file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--token-file: {str(file)!r} is no UTF-8 text: {error}.") from error
     if given is None:
         return None
     if not given.strip():

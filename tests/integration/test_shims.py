@@ -63,6 +63,22 @@ def test_two_processes_may_make_the_same_folder(tmp_path, monkeypatch):
     assert (tmp_path / "log").is_dir()
 
 
+def test_a_full_disk_under_the_log_is_said_once(tmp_path):
+    code = (
+        "import logging, os, sys; os.chdir(sys.argv[1]); import recbole_llamarec\n"
+        "from recbole.config import Config; from recbole.utils import init_logger\n"
+        "keys = {'train_neg_sample_args': None}\n"
+        "init_logger(Config('SASRec', 'tiny', config_dict=keys))\n"
+        "(file,) = [h for h in logging.getLogger().handlers if hasattr(h, 'baseFilename')]\n"
+        "file.setStream(open('/dev/full', 'w')); sys.stderr = sys.stdout\n"
+        "for line in range(3): logging.getLogger().info(f'line {line}')\n"
+    )
+    lines = run_python(code, str(tmp_path)).splitlines()
+    (told,) = [line for line in lines if "ends here" in line]
+    assert "No space left on device" in told and str(tmp_path / "log") in told
+    assert "Traceback" not in "".join(lines)
+
+
 def test_lengths_of_sequences_under_pandas_3():
     assert len_of_each(pd.Series([[1, 2], [3]])).tolist() == [2, 1]
     assert len_of_each([1, 2, 3]) == 3

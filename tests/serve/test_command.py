@@ -50,6 +50,9 @@ def test_the_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
     file.write_text("\n")
     with pytest.raises(ValueError, match="is empty"):
         read_token(file)
+    file.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"--token-file: .*token' is no UTF-8 text"):
+        read_token(file)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_token(tmp_path / "none")
 
