@@ -20,6 +20,7 @@ from recbole_llamarec.ranking.model.adapter import (
     save_adapter,
 )
 from recbole_llamarec.ranking.model.lora import LoraSettings
+from recbole_llamarec.ranking.model.precision import compute_in_the_models_precision
 
 INPUT_IDS = torch.arange(1, 13).view(2, 6)
 
@@ -380,3 +381,44 @@ def test_an_adapter_computes_in_the_models_precision_and_learns_in_float32():
         gradients.append(layer.lora_A["default"].weight.grad)
     torch.testing.assert_close(outputs[1], outputs[0], atol=0.1, rtol=0.05)
     assert (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
+
+
+def both_ways(model, x):
+    """Output, and gradients of input and adapter, of a layer as it is and as PEFT computes it."""
+    layer = base_model(model).model.layers[0].mlp.down_proj
+    results = []
+    for forward in (layer.forward, lambda x: type(layer).forward(layer, x)):
+        torch.manual_seed(3)  # of dropout
+        own = x.clone().requires_grad_()
+        layer.zero_grad()
+        output = forward(own)
+        (output * torch.arange(output.shape[-1])).sum().backward()
+        weights = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        results.append([output, own.grad, *(weight.grad.clone() for weight in weights)])
+    return zip(*results, strict=True)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_the_added_product_is_pefts(dropout, use_bias):
+    model = tiny_llama()
+    config = LoraConfig(
+        r=4, lora_alpha=6, lora_dropout=dropout, target_modules=["down_proj"], lora_bias=use_bias,
+        init_lora_weights=False,
+    )  # fmt: skip
+    wrapped = get_peft_model(model, config).train()
+    compute_in_the_models_precision(wrapped)
+    layer = wrapped.base_model.model.model.layers[0].mlp.down_proj
+    if use_bias:
+        torch.nn.init.normal_(layer.lora_B["default"].bias)
+    for ours, pefts in both_ways(wrapped, torch.randn(2, 5, 64)):
+        torch.testing.assert_close(ours, pefts, rtol=1e-5, atol=1e-4)
+
+
+def test_an_adapter_is_still_turned_off_and_merged_as_peft_does():
+    model, plain = trained(), logits(tiny_llama())
+    tuned = logits(model)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), plain)
+    assert not torch.allclose(tuned, plain)
+    torch.testing.assert_close(logits(model.merge_and_unload()), tuned, rtol=1e-3, atol=1e-3)
