@@ -17,6 +17,7 @@ from recbole_llamarec.evaluation.passes import EvaluationPass, best_first_of
 from recbole_llamarec.finite import check_finite
 from recbole_llamarec.integration.catalogue import tokens_of
 from recbole_llamarec.integration.configs import known_keys
+from recbole_llamarec.memory import keep_large_memory
 from recbole_llamarec.retrieval.candidates import Candidates, propose
 from recbole_llamarec.retrieval.retriever import build_retriever
 from recbole_llamarec.scoring.fusion import Fusion
@@ -52,6 +53,7 @@ class LlamaRec(SequentialRecommender):
     input_type = InputType.POINTWISE
 
     def __init__(self, config, dataset):
+        keep_large_memory()
         super().__init__(config, dataset)
         self.settings = LlamaRecSettings.from_config(config)
         unknown = report_unknown_keys(config.external_config_dict, known_keys(config))

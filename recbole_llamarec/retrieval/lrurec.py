@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_llamarec.keys import Rule
+from recbole_llamarec.memory import keep_large_memory
 from recbole_llamarec.retrieval.lrurec_settings import RULES, LRURecSettings
 
 # Logits of one piece of the loss, in numbers: 4 MB of float32. All of a batch at once cost a CPU
@@ -168,6 +169,7 @@ class LRURec(SequentialRecommender):
     rules: ClassVar[Mapping[str, Rule]] = RULES
 
     def __init__(self, config: Any, dataset: Any) -> None:
+        keep_large_memory()
         super().__init__(config, dataset)
         settings = LRURecSettings.from_config(config)
         width = settings.embedding_size
