@@ -34,7 +34,8 @@ from recbole_llamarec.ranking.model.lora import LoraSettings
 from recbole_llamarec.ranking.prompt.template import PromptTemplate
 from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_names
 from recbole_llamarec.recbole_keys import RUN_RULES, wrong_values
-from recbole_llamarec.settings_checks import REMOVED, contradictions, removed_values
+from recbole_llamarec.removed_keys import REMOVED, removed_values
+from recbole_llamarec.settings_checks import contradictions
 from recbole_llamarec.training_keys import TrainingKeys, TuningKeys
 
 GROUPS = {"prompt_": PromptTemplate, "llm_": LanguageModelSettings, "lora_": LoraSettings}

@@ -58,9 +58,20 @@ class TuningKeys:
     )
     train_candidates: str = key(
         "random",
-        one_of("random", "retriever"),
-        "Negatives in training: random items (the paper's), or items drawn from the retriever's "
-        "first ones.",
+        one_of("random", "popular", "retriever"),
+        "Negatives in training: random items (the paper's), items drawn by how often they are "
+        "chosen, or items drawn from the retriever's first ones.",
+    )
+    train_pool: int | None = key(
+        None,
+        optional(whole(2)),
+        "Candidates of a sample in training, at most rerank_candidates; ~ is as many as these.",
+    )
+    train_binding_steps: int = key(
+        0,
+        whole(0),
+        "First optimizer steps, in which a sample's target is one of the history's items that the "
+        "prompt shows, so that the model learns to answer with the label of what it looks for.",
     )
     train_candidates_from: int = key(
         100, whole(2), "How far down the retriever's order those are drawn."

@@ -11,13 +11,14 @@ from recbole.config import Config
 
 from recbole_llamarec.ranking.protocol import ranker_class_of, register_ranker
 from recbole_llamarec.recbole_keys import RUN_RULES
+from recbole_llamarec.removed_keys import REMOVED
 from recbole_llamarec.settings import (
     LlamaRecSettings,
     all_keys,
     llamarec_keys,
     report_unknown_keys,
 )
-from recbole_llamarec.settings_checks import CHECKS, REMOVED
+from recbole_llamarec.settings_checks import CHECKS
 
 PROPERTIES = ROOT / "properties"
 PROFILES = sorted(file.name for file in PROPERTIES.glob("*.yaml"))
@@ -143,8 +144,8 @@ def test_lists_become_tuples_and_a_missing_mapping_is_empty():
         ({"evidence_items": 5, "rerank_fusion": 0.5}, ["evidence_items: 5", "auto", "0.5"]),
         ({"scorers": ["own"], "rerank_fusion": 0.5}, ["scorers: ['own']", "auto", "0.5"]),
         (
-            {"train_candidates": "retriever", "train_candidates_from": 10},
-            ["train_candidates_from: 10", "rerank_candidates, 20"],
+            {"train_candidates": "retriever", "train_candidates_from": 10, "train_pool": 21},
+            ["train_candidates_from: 10", "rerank_candidates, 20", "train_pool: 21"],
         ),
         ({"ranking_method": "letters"}, ["ranking_method: 'letters'", "verbalizer", "none"]),
         ({"ranking_method": None}, ["ranking_method: None"]),

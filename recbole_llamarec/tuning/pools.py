@@ -69,11 +69,21 @@ def random_pool(
     n_items: int,
     n_candidates: int,
     generator: np.random.Generator,
+    counts: np.ndarray | None = None,
 ) -> tuple[np.ndarray, int]:
     """A target among random negatives, shuffled (paper, section 4.1).
 
-    Negatives are uniform over the catalogue without the padding item, the items seen by the user
-    and the target; none repeats.
+    Negatives come from the catalogue without the padding item, the items seen by the user and the
+    target; none repeats.
+
+    Args:
+        target: the item that the user chose.
+        seen: item ids that are no negatives.
+        n_items: of the catalogue, the padding item included.
+        n_candidates: candidates, K.
+        generator: of the negatives and the order.
+        counts: ``[n_items]``, how often each item is chosen. Negatives are drawn one after the
+            other in proportion to one more than that; ``None`` draws them uniformly.
 
     Returns:
         candidates ``[n_candidates]`` and the target's position.
@@ -91,7 +101,12 @@ def random_pool(
             f"rerank_candidates: {n_candidates} candidates need {n_candidates - 1} items that the "
             f"user has not seen, but only {len(unseen)} are left; use fewer candidates."
         )
-    negatives = generator.choice(unseen, size=n_candidates - 1, replace=False, shuffle=False)
+    weights = None
+    if counts is not None:
+        weights = counts[unseen] + 1.0
+        weights /= weights.sum()
+    size = n_candidates - 1
+    negatives = generator.choice(unseen, size=size, replace=False, p=weights, shuffle=False)
     return _shuffled(target, negatives, generator)
 
 

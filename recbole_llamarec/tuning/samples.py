@@ -37,6 +37,7 @@ class TuningSamples:
 
     def __init__(self, model, dataset, seed: int) -> None:
         self.model, self.settings, self.seed = model, model.settings, seed
+        self.n_candidates = self.settings.train_pool or self.settings.rerank_candidates
         self.inter = dataset.inter_feat
         self.users = self.inter[model.USER_ID].numpy()
         self.targets = self.inter[model.ITEM_ID].numpy()
@@ -79,9 +80,12 @@ class TuningSamples:
         if not with_candidates:
             pools = [[int(target)] for target in self.targets[rows]]
             return Samples(histories, pools, np.ones((len(rows), 1), dtype=np.float32))
-        drawn = self._pools(rows, step)
+        if step <= self.settings.train_binding_steps:
+            drawn = self._copies(rows, step, histories)
+        else:
+            drawn = self._pools(rows, step)
         labels = [label for _, label in drawn]
-        targets = np.eye(self.settings.rerank_candidates, dtype=np.float32)[labels]  # [B, K]
+        targets = np.eye(self.n_candidates, dtype=np.float32)[labels]  # [B, K]
         return Samples(histories, [pool.tolist() for pool, _ in drawn], targets)
 
     def _histories(self, rows: np.ndarray) -> list[list[int]]:
@@ -100,25 +104,42 @@ class TuningSamples:
     def _pools(self, rows: np.ndarray, step: int) -> list[tuple[np.ndarray, int]]:
         """Candidates of each row and the target's column, as ``train_candidates`` says."""
         settings, seen = self.settings, self.model.seen
-        n_candidates, depth = settings.rerank_candidates, settings.train_candidates_from
-        if settings.train_candidates == "random":
+        if settings.train_candidates != "retriever":
             return [
-                random_pool(
-                    self.targets[row],
-                    seen.of(self.users[row]),
-                    self.model.n_items,
-                    n_candidates,
-                    np.random.default_rng([self.seed, step, row]),
-                )
+                self._random_pool(self.targets[row], seen.of(self.users[row]), [step, row])
                 for row in rows
             ]
         # All that the user has seen in training stands last, the target too; it may still be
         # among the first of a small catalogue.
+        depth = settings.train_candidates_from
         ranked = top_candidates(self.model.retriever, self.inter[rows], depth + 1, seen).numpy()
         pools = []
         for row, items in zip(rows, ranked, strict=True):
             generator = np.random.default_rng([self.seed, step, row, 1])
             left_out = np.append(seen.of(self.users[row]), 0)  # 0 pads, behind a small catalogue
             unseen = items[~np.isin(items, left_out)]
-            pools.append(retriever_pool(self.targets[row], unseen, n_candidates, depth, generator))
+            pool = retriever_pool(self.targets[row], unseen, self.n_candidates, depth, generator)
+            pools.append(pool)
         return pools
+
+    def _copies(
+        self, rows: np.ndarray, step: int, histories: list[list[int]]
+    ) -> list[tuple[np.ndarray, int]]:
+        """Candidates of each row and the column of the one that its history shows."""
+        pools = []
+        for row, history in zip(rows, histories, strict=True):
+            target = np.random.default_rng([self.seed, step, row, 2]).choice(history)
+            pools.append(
+                self._random_pool(target, self.model.seen.of(self.users[row]), [step, row])
+            )
+        return pools
+
+    def _random_pool(
+        self, target: int, seen: np.ndarray, where: list[int]
+    ) -> tuple[np.ndarray, int]:
+        is_popular = self.settings.train_candidates == "popular"
+        return random_pool(
+            *(target, seen, self.model.n_items, self.n_candidates),
+            np.random.default_rng([self.seed, *where]),
+            self.model.item_counts if is_popular else None,
+        )

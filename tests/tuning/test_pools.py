@@ -35,6 +35,15 @@ def test_pool_positions_and_negatives_are_uniform():
     assert np.abs(counts[4:] / 4000 - 0.4).max() < 0.04
 
 
+def test_negatives_are_drawn_by_one_more_than_their_counts():
+    generator = np.random.default_rng(0)
+    counts = np.array([9, 9, 9, 0, 1, 2])
+    pools = [random_pool(1, np.array([2]), 6, 2, generator, counts) for _ in range(6000)]
+    drawn = np.bincount(np.concatenate([c for c, _ in pools]), minlength=6)
+    assert drawn[1] == 6000 and drawn[[0, 2]].sum() == 0
+    assert np.abs(drawn[3:] / 6000 - np.array([1, 2, 3]) / 6).max() < 0.03
+
+
 def test_too_few_unseen_items_name_the_key():
     with pytest.raises(ValueError, match="rerank_candidates"):
         random_pool(1, np.arange(1, 9), 10, 5, np.random.default_rng(0))

@@ -68,6 +68,37 @@ def test_candidates_depend_on_seed_step_and_row_alone(tiny_run):
     assert samples.draw(np.array([3, 9, 30]), step=4).pools != together
 
 
+def test_the_first_steps_ask_for_an_item_that_the_history_shows(tiny_run):
+    samples = samples_of(tiny_run, train_binding_steps=2, train_pool=4)
+    rows = np.arange(0, len(samples), 5)
+    for step in (1, 2):
+        drawn = samples.draw(rows, step)
+        assert drawn.targets.shape == (len(rows), 4)
+        for row, history, pool, target in zip(
+            rows, drawn.histories, drawn.pools, drawn.targets, strict=True
+        ):
+            copied = pool[target.argmax()]
+            assert copied in history
+            negatives = set(pool) - {copied}
+            seen = set(samples.model.seen.of(samples.users[row]).tolist())
+            assert len(negatives) == 3 and not negatives & seen
+    chosen = {pool[t.argmax()] for pool, t in zip(drawn.pools, drawn.targets, strict=True)}
+    assert len(chosen) > 10
+    plain = samples_of(tiny_run, train_pool=4)
+    assert samples.draw(rows, 3).pools == plain.draw(rows, 3).pools
+
+
+def test_popular_candidates_are_drawn_by_their_counts(tiny_run):
+    samples = samples_of(tiny_run, train_candidates="popular", train_pool=2)
+    samples.model.item_counts = np.arange(samples.model.n_items) * 50
+    rows = np.arange(len(samples))
+    drawn = np.concatenate([samples.draw(rows, step).pools for step in range(1, 6)])
+    negatives = drawn[drawn != np.tile(samples.targets, 5)[:, None]]
+    counts = np.bincount(negatives, minlength=samples.model.n_items)
+    assert counts[0] == 0
+    assert counts[41:].sum() > 1.5 * counts[1:31].sum()  # their counts are as 3.2 to 1
+
+
 def test_a_loss_that_reads_no_candidates_gets_the_target_alone(tiny_run):
     samples = samples_of(tiny_run)
     rows = np.array([3, 9])
