@@ -17,6 +17,7 @@ from recbole_llamarec.finite import naming_stage
 from recbole_llamarec.given_candidates import Candidate, pool_ids, rank_windows
 from recbole_llamarec.integration.checkpoints import load_data_and_model
 from recbole_llamarec.ranking.protocol import Prompts
+from recbole_llamarec.retrieval.given import GivenCandidates
 from recbole_llamarec.scoring.language_model import LanguageModel, language_model_of
 from recbole_llamarec.scoring.scorer import Rows
 
@@ -132,7 +133,7 @@ class Recommender:
                 of the whole history, and of a known user's training part, stand last.
 
         Returns:
-            for each history ``k`` recommendations, best first.
+            for each history ``k`` recommendations, best first; fewer where candidates are given.
 
         Raises:
             ValueError: an item or user is unknown, a history is empty, or k is out of range.
@@ -144,35 +145,34 @@ class Recommender:
         if not ids:
             return []
         interaction, seen = self._rows(ids, users)
-        every = torch.arange(len(ids))
-        candidates = model.propose(interaction, seen, every)
+        candidates = model.propose(interaction, seen, torch.arange(len(ids)))
+        n_open = candidates.n_open.tolist()
         order = candidates.order.cpu()  # [B, N]
         final = order.clone()
         details: list[dict[int, tuple[float, float | None]]] = [{} for _ in ids]
         if model.fusion.changes_order:
             items = candidates.items.cpu()  # [B, K]
             rows = Rows(ids, interaction[model.USER_ID].cpu())
-            opinions = model.opinions(rows, items)
-            scores = model.final_scores(candidates.scores.cpu(), opinions)  # [B, K]
             masked = candidates.masked.cpu()  # [B, K], behind all others
+            opinions = model.opinions(rows, items, masked)
+            scores = model.final_scores(candidates.scores.cpu(), opinions)  # [B, K]
             best_first = best_first_of(scores.masked_fill(masked, -torch.inf))
             final[:, :n_candidates] = items.gather(1, best_first)
             read = opinions.get(self.language_model.name) if self.language_model else None
             probabilities = (
                 [[None] * n_candidates for _ in ids] if read is None else read.exp().tolist()
             )
-            n_unseen = (~masked).sum(1).tolist()
             details = [
                 dict(zip(row[:n], zip(final_scores, chances, strict=True), strict=False))
                 for row, n, final_scores, chances in zip(
-                    items.tolist(), n_unseen, scores.tolist(), probabilities, strict=True
+                    items.tolist(), n_open, scores.tolist(), probabilities, strict=True
                 )
             ]
         retrieved = order[:, : max(k, n_candidates)].tolist()  # no other can be in the result
-        return [
-            self._result(*row)
-            for row in zip(final[:, :k].tolist(), retrieved, details, strict=True)
-        ]
+        shown = final[:, :k].tolist()
+        if isinstance(model.retriever, GivenCandidates):
+            shown = [items[:n] for items, n in zip(shown, n_open, strict=True)]
+        return [self._result(*row) for row in zip(shown, retrieved, details, strict=True)]
 
     def _rows(
         self, histories: list[list[int]], users: Sequence[str] | None

@@ -28,7 +28,7 @@ from recbole_llamarec.keys import (
     optional,
     whole,
 )
-from recbole_llamarec.path_rules import FILE, PATH
+from recbole_llamarec.path_rules import EVALUATION_FILES, FILE, PATH
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings
 from recbole_llamarec.ranking.model.lora import LoraSettings
 from recbole_llamarec.ranking.prompt.template import PromptTemplate
@@ -72,12 +72,18 @@ class LlamaRecSettings(TuningKeys):
         "Item {token}", TEXT, "Text of an item without text; {token} is its id."
     )
 
-    retriever: str = key("LRURec", NAME, "Any of RecBole's sequential recommenders, by class name.")
+    retriever: str = key("LRURec", NAME, "One of RecBole's sequential recommenders, or file.")
     retriever_config: Mapping[str, Any] | None = key(
         None, optional(MAPPING), "RecBole keys on top of the retriever's own defaults."
     )
     retriever_checkpoint: str | None = key(
         None, optional(FILE), "A checkpoint of this retriever on this data; ~ trains it."
+    )
+    retriever_file: str | Mapping[str, str] | None = key(
+        None,
+        optional(EVALUATION_FILES),
+        "With retriever: file, each user's candidates with scores (.tsv, .parquet or TREC's .run): "
+        "one file for validation and test, or {valid: FILE, test: FILE}.",
     )
 
     ranking_method: str = key(

@@ -23,15 +23,24 @@ class Candidates:
     Attributes:
         order: int64 item ids ``[B, N]``, each row a permutation, best first.
         items: int64 ``[B, K]``, the candidates: the first K of ``order``.
-        scores: float32 ``[B, K]``, the retriever's log-probabilities among the candidates.
-        masked: bool ``[B, K]``, candidates that stand behind all others whatever the scorers say;
-            there are some where fewer than K items are left.
+        scores: float32 ``[B, K]``, the retriever's log-probabilities among the candidates that are
+            not masked; a masked one has the least of its row.
+        n_open: int64 ``[B]``, how many items are not masked: the first of ``order``.
     """
 
     order: Tensor
     items: Tensor
     scores: Tensor
-    masked: Tensor
+    n_open: Tensor
+
+    @property
+    def masked(self) -> Tensor:
+        """Bool ``[B, K]``: candidates that stand behind all others whatever the scorers say.
+
+        There are some where fewer than K items are left.
+        """
+        places = torch.arange(self.items.shape[1], device=self.items.device)
+        return places >= self.n_open.unsqueeze(1)
 
     @property
     def n_items(self) -> int:
@@ -87,23 +96,28 @@ def propose(retriever, interaction, k: int, masked: Tensor | None = None) -> Can
             :func:`~recbole_llamarec.data.seen.seen_mask`; ``None`` masks none.
 
     Returns:
-        the order, the candidates and their log-probabilities: a softmax over the K candidates,
-        computed in float64.
+        the order, the candidates and their log-probabilities: a softmax over those of the K
+        candidates that are not masked, computed in float64.
 
     Raises:
-        NotFiniteError: a score is NaN, or a candidate's is infinite.
+        NotFiniteError: a score is NaN, or that of a candidate that is not masked is infinite.
         ValueError: there are more than 2^28 items.
     """
     scores = catalogue_scores(retriever.full_sort_predict, interaction).float()  # [B, N]
     order = ranked_items(scores, masked)
-    items = order[:, : min(k, scores.shape[1] - 1)]  # without the padding item
-    first = scores.gather(1, items)  # [B, K]
-    check_finite(first, "retriever's scores", REMEDY)
-    among = first.double().log_softmax(dim=1)  # [B, K]
-    is_masked = torch.zeros_like(items, dtype=torch.bool)  # [B, K]
+    n_rows, n_items = scores.shape
+    items = order[:, : min(k, n_items - 1)]  # without the padding item
+    n_open = torch.full((n_rows,), n_items - 1, device=order.device)  # [B]
     if masked is not None:
-        is_masked = masked.to(items.device).gather(1, items)
-    return Candidates(order, items, among.float(), is_masked)
+        n_open -= masked[:, 1:].sum(1).to(order.device)
+    places = torch.arange(items.shape[1], device=order.device)
+    is_masked = places >= n_open.unsqueeze(1)  # [B, K]
+    first = scores.gather(1, items)  # [B, K]
+    check_finite(first.masked_fill(is_masked, 0), "retriever's scores", REMEDY)
+    among = first.double().masked_fill(is_masked, -torch.inf).log_softmax(dim=1)  # [B, K]
+    among = among.masked_fill(is_masked, 0)
+    least = among.amin(1, keepdim=True)  # [B, 1]
+    return Candidates(order, items, torch.where(is_masked, least, among).float(), n_open)
 
 
 @torch.no_grad()

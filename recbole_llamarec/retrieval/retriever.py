@@ -25,7 +25,9 @@ from recbole_llamarec.integration.configs import (
 from recbole_llamarec.integration.interruption import warn_of_interruption
 from recbole_llamarec.integration.resume import State, resumable
 from recbole_llamarec.keys import shown
+from recbole_llamarec.retrieval.candidate_files import GIVEN
 from recbole_llamarec.retrieval.candidates import REMEDY, catalogue_scores
+from recbole_llamarec.retrieval.given import GivenCandidates
 from recbole_llamarec.tuning.curve import TrainingCurve
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def build_retriever(config, name: str, overrides: Mapping[str, Any], dataset):
 
     Args:
         config: the run's RecBole ``Config``.
-        name: a sequential recommender that RecBole knows.
+        name: a sequential recommender that RecBole knows, or ``file``.
         overrides: RecBole keys on top of the retriever's defaults.
         dataset: the run's training data set.
 
@@ -47,8 +49,10 @@ def build_retriever(config, name: str, overrides: Mapping[str, Any], dataset):
         ValueError: no such retriever, it is not sequential, or an override is no key of it; or it
             cannot be built as its keys say.
     """
-    model_class = sequential_model_class(name)
     try:
+        if name == GIVEN:
+            return GivenCandidates(config, dataset).to(config["device"]), config
+        model_class = sequential_model_class(name)
         derived = retriever_config(config, name, overrides)
         report_retriever_keys(derived, overrides)
         with torch_loads_inertly():
@@ -56,13 +60,33 @@ def build_retriever(config, name: str, overrides: Mapping[str, Any], dataset):
         retriever.catalogue = tokens_of(dataset)
         return retriever, derived
     except Exception as error:  # RecBole's models check few of their values
-        if "retriever_config" in str(error):
+        if "retriever_config" in str(error) or name == GIVEN:
             raise
         given = "; ".join(f"{key}: {shown(value)}" for key, value in overrides.items())
         raise ValueError(
             f"retriever: {name} cannot be built with retriever_config: {given or '~'} "
             f"({type(error).__name__}: {error})."
         ) from error
+
+
+def is_ready(retriever, settings: Any) -> bool:
+    """Whether a retriever needs no training; one whose checkpoint is named is loaded from it.
+
+    Args:
+        retriever: from :func:`build_retriever`.
+        settings: the run's ``LlamaRecSettings``.
+
+    Raises:
+        FileNotFoundError, ValueError: of the checkpoint; or no file of candidates is named.
+    """
+    if isinstance(retriever, GivenCandidates):
+        if settings.retriever_file is None:
+            raise ValueError("retriever: file needs retriever_file, the file of the candidates.")
+        return True
+    if settings.retriever_checkpoint:
+        load_retriever(retriever, settings.retriever, settings.retriever_checkpoint)
+        return True
+    return False
 
 
 def train_retriever(
