@@ -29,8 +29,8 @@ from recbole_llamarec.keys import (
     whole,
 )
 from recbole_llamarec.path_rules import FILE, PATH
-from recbole_llamarec.ranking.model.loading import LanguageModelSettings
 from recbole_llamarec.ranking.model.lora import LoraSettings
+from recbole_llamarec.ranking.model.settings import LanguageModelSettings
 from recbole_llamarec.ranking.prompt.template import PromptTemplate
 from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_names
 from recbole_llamarec.recbole_keys import RUN_RULES, wrong_values
