@@ -83,7 +83,7 @@ class LabelServer:
                 if form.has_all and (missing := reader.missing(found)):
                     reasons.append(f"{form.name}: the answer lacks {missing}")
                 elif form is BIASED and not self._agrees(found, labels, prompts):
-                    reasons.append(f"{form.name}: other differences among labels than without")
+                    reasons.append(f"{form.name}: not seen to leave the labels' differences alone")
                 else:
                     logger.info(
                         "%s has %s and is asked by %s.", self.settings.url, self.model, form.name
