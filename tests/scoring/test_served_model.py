@@ -115,10 +115,12 @@ def test_a_run_with_a_server_gives_what_it_gives_here(tiny_run, tiny_llama, fusi
         assert served == pytest.approx(metrics)
         assert fitted[0] == pytest.approx(expected[0]) and fitted[1] == pytest.approx(expected[1])
         n_asked = len(server.asked)
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)  # the checkpoint's is not taken
         recommender = Recommender.from_checkpoint(trainer.saved_model_file, tiny_run["data_path"])
         tokens = recommender.tokens[1:6].tolist()
         assert len(recommender.rank(tokens[:2], tokens[2:])) == 3
         assert len(server.asked) > n_asked
+        assert recommender.model.settings.llm_http.url is None
     assert not any("adapter" in name for name in files({"checkpoint_dir": str(folder)}))
     held = b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
     assert server.url.encode() in held and b"a-secret" not in held

@@ -40,13 +40,15 @@ class LabelServer:
         ValueError: it does not have the model.
 
     Attributes:
+        url: where its API begins.
         model: the model's name on it.
         max_tokens: most tokens of a prompt and the label behind it; ``None`` where it is not told.
     """
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
-        self._client = Client(settings.url, settings.timeout)
+        self.url = settings.address
+        self._client = Client(self.url, settings.timeout)
         listed = self._client.ask("/models").get("data")
         models = {
             str(one["id"]): one
@@ -56,7 +58,7 @@ class LabelServer:
         names = list(models)
         if settings.model is None and len(names) != 1:
             raise ValueError(
-                f"llm_http_model: {settings.url} has {len(names)} models"
+                f"llm_http_model: {self.url} has {len(names)} models"
                 f"{': ' + ', '.join(names[:20]) if names else ''}; name the one to ask."
             )
         # A server may take names that it does not list; it refuses what it does not know.
@@ -85,15 +87,13 @@ class LabelServer:
                 elif form is BIASED and not self._agrees(found, labels, prompts):
                     reasons.append(f"{form.name}: not seen to leave the labels' differences alone")
                 else:
-                    logger.info(
-                        "%s has %s and is asked by %s.", self.settings.url, self.model, form.name
-                    )
+                    logger.info("%s has %s and is asked by %s.", self.url, self.model, form.name)
                     return reader
             except (RefusedError, BadAnswerError) as error:
                 reasons.append(f"{form.name}: {error}")
         said = "\n".join(f"  {reason}" for reason in reasons)
         raise ValueError(
-            f"llm_http_url: {self.settings.url} gives no log-probabilities of the labels. Serve "
+            f"llm_http_url: {self.url} gives no log-probabilities of the labels. Serve "
             f"the model with vLLM or llama.cpp. To each form it answered:\n{said}"
         )
 

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from recbole_llamarec.keys import TEXT, Rule, check_fields, key, number, optional, whole
+from recbole_llamarec.keys import (
+    TEXT,
+    Rule,
+    check_fields,
+    key,
+    number,
+    optional,
+    value_error,
+    whole,
+)
+
+BASE_URL = "OPENAI_BASE_URL"  # environment variable, as of OpenAI's own client
+DEFAULT_URL = "http://127.0.0.1:8000/v1"  # vLLM's
 
 
 def _is_url(value: Any) -> bool:
@@ -42,11 +55,12 @@ class HttpSettings:
         ValueError: naming every invalid key at once.
     """
 
-    url: str = key(
-        "http://127.0.0.1:8000/v1",
-        URL,
-        "Where the server's API begins, with llm_backend: http. Its API key comes from the "
-        "environment variable OPENAI_API_KEY alone.",
+    url: str | None = key(
+        None,
+        optional(URL),
+        "Where the server's API begins, with llm_backend: http. ~ is the environment variable "
+        f"OPENAI_BASE_URL, else {DEFAULT_URL}; a checkpoint's is not taken. The API key comes from "
+        "the environment variable OPENAI_API_KEY alone.",
     )
     model: str | None = key(
         None, optional(TEXT), "The model's name on the server; ~ is the only one that it has."
@@ -66,3 +80,17 @@ class HttpSettings:
 
     def __post_init__(self) -> None:
         check_fields(self, "llm_http_")
+
+    @property
+    def address(self) -> str:
+        """Where the API begins.
+
+        Raises:
+            ValueError: the environment variable holds no URL.
+        """
+        if self.url is not None:
+            return self.url
+        url = os.environ.get(BASE_URL) or DEFAULT_URL
+        if error := value_error(f"The environment variable {BASE_URL}", url, URL):
+            raise ValueError(error)
+        return url

@@ -7,5 +7,6 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch):
-    """The environment's own key is sent to no stand-in."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    """The environment's own key is sent to no stand-in, and its server is not asked."""
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)

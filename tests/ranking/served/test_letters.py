@@ -190,6 +190,16 @@ def test_a_ranker_with_scores_of_its_own_is_not_served(tokenizer):
         Own.served(ServedParts(tokenizer, TEXTS, ServedSettings("http://127.0.0.1:1/v1")))
 
 
+def test_the_address_is_the_keys_or_the_environments(monkeypatch):
+    assert HttpSettings().address == "http://127.0.0.1:8000/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://host/v1")
+    assert HttpSettings().address == "https://host/v1"
+    assert HttpSettings(url="http://other/v1").address == "http://other/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "host")
+    with pytest.raises(ValueError, match="environment variable OPENAI_BASE_URL: 'host' must be"):
+        _ = HttpSettings().address
+
+
 @pytest.mark.parametrize(
     "url",
     [
