@@ -29,8 +29,8 @@ class Parity:
 
     def __str__(self) -> str:
         return (
-            f"on {self.n_prompts} prompts the labels' log-probabilities differ by {self.mean:.4f} "
-            f"nats on average and {self.largest:.4f} at most; the first candidate is the same in "
+            f"on {self.n_prompts} prompts the labels' log-probabilities differ by {self.mean:.2g} "
+            f"nats on average and {self.largest:.2g} at most; the first candidate is the same in "
             f"{self.n_same_first}, the whole order in {self.n_same_order}"
         )
 
