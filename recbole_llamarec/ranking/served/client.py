@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 class ServerError(ConnectionError):
-    """The server could not be asked, or did not answer in time."""
+    """The server could not be asked, or did not answer in time or as it was asked."""
 
 
-class RefusedError(ValueError):
+class RefusedError(ServerError):
     """The server does not take a request of this form."""
 
 
-class BadAnswerError(ValueError):
+class BadAnswerError(ServerError):
     """The server's answer is not what was asked for."""
 
 

@@ -165,7 +165,7 @@ class LabelReader:
 
         Raises:
             MissingLabelsError: an answer lacks labels.
-            ServerError, ValueError: an answer fails, see :class:`Client`.
+            ServerError: an answer fails, see :class:`Client`.
         """
         wanted = self.labels.token_ids[:n_candidates]
         rows = self.found(prompts, n_candidates)
