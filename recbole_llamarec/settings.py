@@ -29,16 +29,22 @@ from recbole_llamarec.keys import (
     whole,
 )
 from recbole_llamarec.path_rules import FILE, PATH
-from recbole_llamarec.ranking.model.loading import LanguageModelSettings
 from recbole_llamarec.ranking.model.lora import LoraSettings
+from recbole_llamarec.ranking.model.settings import LanguageModelSettings
 from recbole_llamarec.ranking.prompt.template import PromptTemplate
 from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_names
+from recbole_llamarec.ranking.served.settings import HttpSettings
 from recbole_llamarec.recbole_keys import RUN_RULES, wrong_values
 from recbole_llamarec.removed_keys import REMOVED, removed_values
 from recbole_llamarec.settings_checks import contradictions
 from recbole_llamarec.training_keys import TrainingKeys, TuningKeys
 
-GROUPS = {"prompt_": PromptTemplate, "llm_": LanguageModelSettings, "lora_": LoraSettings}
+GROUPS = {
+    "prompt_": PromptTemplate,
+    "llm_": LanguageModelSettings,
+    "llm_http_": HttpSettings,
+    "lora_": LoraSettings,
+}
 RANKER = Rule(
     "str",
     f"{', '.join(ranker_names())}, {NO_RANKER}, or a name given to register_ranker",
@@ -171,6 +177,7 @@ class LlamaRecSettings(TuningKeys):
         "faster ones on a CPU.",
     )
 
+    llm_http: HttpSettings = field(default_factory=HttpSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     lora_adapter: str | None = key(
         "auto",
