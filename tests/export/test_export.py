@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -189,3 +190,28 @@ def test_a_model_card_names_the_hubs_model_and_says_what_it_does_not_know(traine
     assert text.count("ot known") == 2 and "llm_load_in_8bit" in text
     page = card_files(embedded, tmp_path / "LlamaRec-1.pth", False, "cc-by-4.0")["README.md"]
     assert "license: cc-by-4.0" in page and "cc-by-4.0, as who exported it says" in page
+
+
+def test_prompts_are_those_of_the_evaluation(trained, recommender, test_rows, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    main([str(trained.checkpoint), f"--data-path={trained.data_path}", f"--prompts={file}"])
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    users, histories, orders = test_rows
+    assert [line["user"] for line in lines] == users
+    tokenizer = recommender.prompts.tokenizer
+    for line, history, order in zip(lines, histories, orders, strict=True):
+        assert set(line["candidates"]) == set(order[:8])
+        text = recommender.prompt(history, line["candidates"])
+        assert line["prompt_token_ids"] == tokenizer(text).input_ids
+        labels = [tokenizer.decode([token]) for token in line["label_token_ids"]]
+        assert labels == [f" {letter}" for letter in "ABCDEFGH"]
+        assert line["retriever"] == sorted(line["retriever"], reverse=True)
+        assert sum(map(math.exp, line["retriever"])) == pytest.approx(1, abs=1e-4)
+    with pytest.raises(SystemExit, match="--prompts: .* is there already"):
+        main([str(trained.checkpoint), f"--prompts={file}"])
+
+
+def test_a_command_that_writes_nothing_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["LlamaRec-1.pth"])
+    assert "give --to, --prompts or both" in capsys.readouterr().err
