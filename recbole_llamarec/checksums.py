@@ -9,7 +9,6 @@ unchecked.
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from pathlib import Path
 
@@ -70,9 +69,8 @@ def check_seal(file: Path) -> bool:
 
 
 def write_sums(folder: Path) -> None:
-    """Write the checksums of a folder's files into ``SHA256SUMS``."""
-    names = sorted(set(os.listdir(folder)) - {SUMS})
-    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names]
+    """Write the checksums of a folder's files, those of its folders too, into ``SHA256SUMS``."""
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in sorted(_files_of(folder))]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -89,9 +87,8 @@ def check_sums(folder: Path) -> bool:
     file = folder / SUMS
     if not file.is_file():
         return False
-    there = os.listdir(folder)
-    text = file.read_bytes().decode("utf-8", "replace").removesuffix("\n")
-    for number, line in enumerate(text.split("\n"), 1):
+    there = _files_of(folder)
+    for number, line in enumerate(_lines(file), 1):
         digest, _, name = line.partition("  ")
         if name not in there:
             raise FileNotFoundError(
@@ -102,6 +99,22 @@ def check_sums(folder: Path) -> bool:
                 f"{folder / name} is damaged: its SHA-256 is not that of {file.name}. {_RESTORE}"
             )
     return True
+
+
+def unlisted_files(folder: Path) -> list[str]:
+    """Files of a folder that its ``SHA256SUMS`` does not list: what others have added."""
+    listed = {line.partition("  ")[2] for line in _lines(folder / SUMS)}
+    return sorted(_files_of(folder) - listed)
+
+
+def _files_of(folder: Path) -> set[str]:
+    """Names of a folder's files but the list of checksums, relative to it."""
+    names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
+    return names - {SUMS}
+
+
+def _lines(sums: Path) -> list[str]:
+    return sums.read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n")
 
 
 def _sha256(file: Path) -> str:

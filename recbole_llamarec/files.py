@@ -123,15 +123,15 @@ def folder_written_whole(directory: Path, key: str = "checkpoint_dir") -> Iterat
             staging.mkdir()
             yield staging
             write_sums(staging)
-            for file in staging.iterdir():
-                flush(file)
+            for path in staging.rglob("*"):
+                flush(path)
             flush(staging)
         if directory.exists():
             foreign = set(os.listdir(directory)) - set(os.listdir(staging))
             if foreign:
                 raise FileExistsError(
-                    f"{directory} holds {sorted(foreign)}, which are no adapter's files; give a "
-                    "new or an empty directory for the adapter."
+                    f"{key}: {directory} holds {sorted(foreign)}, which are not among the files "
+                    "that are to be written there; give a new or an empty directory."
                 )
         with naming(directory, key):
             if directory.exists():

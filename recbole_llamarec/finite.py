@@ -8,17 +8,21 @@ from contextlib import contextmanager
 from torch import Tensor
 
 
-class NotFiniteError(ValueError):
-    """A score or a loss is NaN or infinite.
+class RowError(ValueError):
+    """Something is wrong with the scores of one row.
 
     Args:
-        message: what is not finite, and what to try.
-        row: its row among those that were scored, if there is one.
+        message: what it is, and what to try.
+        row: its place among those that were scored, if there is one.
     """
 
     def __init__(self, message: str, row: int | None = None) -> None:
         super().__init__(message)
         self.row = row
+
+
+class NotFiniteError(RowError):
+    """A score or a loss is NaN or infinite."""
 
 
 def check_finite(scores: Tensor, what: str, remedy: str) -> None:

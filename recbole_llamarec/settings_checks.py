@@ -15,14 +15,13 @@ from typing import Any
 from recbole.evaluator.register import metric_types
 from recbole.utils import EvaluatorType
 
+from recbole_llamarec import language_model_checks
 from recbole_llamarec.data.item_text import check_fallback, format_fields
 from recbole_llamarec.evaluation.metrics import has_cutoffs
 from recbole_llamarec.integration.configs import SHARED_KEYS, sequential_model_class
 from recbole_llamarec.integration.known import rules_of
 from recbole_llamarec.keys import PLAIN, shown
-from recbole_llamarec.ranking.model.loading import LanguageModelSettings, check_language_model
-from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_class_of, ranker_names
-from recbole_llamarec.ranking.verbalizer import default_labels
+from recbole_llamarec.language_model_checks import fault_of
 from recbole_llamarec.recbole_keys import RULES, wrong_values
 from recbole_llamarec.retrieval.candidate_files import GIVEN, check_file, paths_of
 
@@ -89,11 +88,11 @@ def _valid_metric_is_computed(
 
 
 def _item_text_can_be_made(item_text_format: str) -> list[str]:
-    return _fault_of(format_fields, item_text_format)
+    return fault_of(format_fields, item_text_format)
 
 
 def _fallback_can_be_made(item_text_fallback: str) -> list[str]:
-    return _fault_of(check_fallback, item_text_fallback)
+    return fault_of(check_fallback, item_text_fallback)
 
 
 def _fields_differ(
@@ -108,7 +107,7 @@ def _fields_differ(
 
 
 def _retriever_is_sequential(retriever: str) -> list[str]:
-    return [] if retriever == GIVEN else _fault_of(sequential_model_class, retriever)
+    return [] if retriever == GIVEN else fault_of(sequential_model_class, retriever)
 
 
 def _candidates_can_be_read(
@@ -140,7 +139,7 @@ def _candidates_can_be_read(
         )
     files = {} if retriever_file is None else paths_of(retriever_file)
     for file in dict.fromkeys(files.values()):
-        errors += _fault_of(check_file, file)
+        errors += fault_of(check_file, file)
     return errors
 
 
@@ -196,39 +195,6 @@ def _candidates_are_drawn_from_enough(
     return errors
 
 
-def _ranker_has_the_loss(ranking_method: str, train_loss: str) -> list[str]:
-    if ranking_method == NO_RANKER:
-        return []
-    losses = ranker_class_of(ranking_method).losses
-    if train_loss in losses:
-        return []
-    others = [name for name in ranker_names() if train_loss in ranker_class_of(name).losses]
-    hint = f" {train_loss} needs ranking_method: {' or '.join(others)}." if others else ""
-    return [
-        f"train_loss: {train_loss!r} must be a loss of ranking_method: {ranking_method}, "
-        f"{' or '.join(losses)}.{hint}"
-    ]
-
-
-def _labels_are_enough(
-    ranking_method: str, verbalizer_labels: Sequence[str] | None, rerank_candidates: int
-) -> list[str]:
-    """Of a ranker whose class has ``reads_labels = True``."""
-    if ranking_method == NO_RANKER:
-        return []
-    if not getattr(ranker_class_of(ranking_method), "reads_labels", False):
-        return []
-    if verbalizer_labels is None:
-        return _fault_of(default_labels, rerank_candidates)
-    if len(verbalizer_labels) >= rerank_candidates:
-        return []
-    return [
-        f"rerank_candidates: {rerank_candidates} candidates need as many labels, but "
-        f"verbalizer_labels has {len(verbalizer_labels)}. Name more labels or rank fewer "
-        "candidates."
-    ]
-
-
 def _several_scorers_are_fitted(
     rerank_fusion: str | float | None, evidence_items: int, scorers: Sequence[str] | None
 ) -> list[str]:
@@ -244,10 +210,6 @@ def _several_scorers_are_fitted(
     ]
 
 
-def _language_model_can_be_loaded(ranking_method: str, llm: LanguageModelSettings) -> list[str]:
-    return [] if ranking_method == NO_RANKER else _fault_of(check_language_model, llm)
-
-
 CHECKS: tuple[Callable[..., list[str]], ...] = (
     _ranks_the_whole_catalogue,
     metrics_are_of_rankings,
@@ -261,17 +223,6 @@ CHECKS: tuple[Callable[..., list[str]], ...] = (
     _retriever_config_is_the_retrievers,
     _retriever_validates_by_what_is_computed,
     _candidates_are_drawn_from_enough,
-    _ranker_has_the_loss,
-    _labels_are_enough,
     _several_scorers_are_fitted,
-    _language_model_can_be_loaded,
+    *language_model_checks.CHECKS,
 )
-
-
-def _fault_of(function: Callable[[Any], Any], argument: Any) -> list[str]:
-    """What ``function`` says is wrong with the user's input."""
-    try:
-        function(argument)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        return [str(error)]
-    return []

@@ -183,12 +183,11 @@ class LlamaRecTrainer(Trainer):
             return score, {name: float(value) for name, value in result.items()}
 
         samples = TuningSamples(self.model, train_data.dataset, self.config["seed"])
-        weights = [own for own in scorer.ranker.model.parameters() if own.requires_grad]
         loop = TuningLoop(
             scorer,
             samples,
             tuning_plan(samples, scorer, self.settings, self.config, bool(valid_data)),
-            self._build_optimizer(params=weights),
+            self._build_optimizer(params=scorer.parameters()),
             TokenBudget(self.settings.train_batch_tokens, "train_batch_tokens"),
             validate,
             on_step=self.run_log.tuning_step,
@@ -244,7 +243,8 @@ class LlamaRecTrainer(Trainer):
     def _save_both(self, verbose: bool, finished: bool) -> None:
         """RecBole's one file, and the adapter beside it as a PEFT directory."""
         self._save_checkpoint(self.epochs - 1, verbose=verbose, finished=finished)
-        if (scorer := self.language_model) is not None and distributed.is_first():
+        scorer = self.language_model
+        if scorer is not None and scorer.has_adapter and distributed.is_first():
             directory = Path(self.saved_model_file).with_suffix(".adapter")
             save_with_card(scorer, self.journal, self.config, directory)
             if verbose:

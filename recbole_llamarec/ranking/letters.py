@@ -8,7 +8,7 @@ Shapes: B batch, K candidates, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,11 @@ from recbole_llamarec.ranking.losses import LabelLoss
 from recbole_llamarec.ranking.model.forward import Forward
 from recbole_llamarec.ranking.model.head import final_softcap, max_positions, output_head
 from recbole_llamarec.ranking.prompt.builder import PromptBuilder
-from recbole_llamarec.ranking.protocol import Encoded, Loss, RankerParts
+from recbole_llamarec.ranking.protocol import Encoded, Loss, Ranker, RankerParts, ServedParts
 from recbole_llamarec.ranking.verbalizer import Verbalizer, default_labels
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class NextTokenLoss:
@@ -50,6 +53,37 @@ class NextTokenLoss:
         return losses.view(-1, 2).mean(1)  # [B]
 
 
+def prompts_and_verbalizer(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], settings: Any, limit: int | None
+) -> tuple[PromptBuilder, Verbalizer]:
+    """The prompts of letters, and their labels as they follow a prompt.
+
+    Args:
+        tokenizer: the language model's.
+        texts: text of each item id; the first is the padding item's.
+        settings: the run's, see :class:`RankerSettings`.
+        limit: most tokens of a prompt; ``None`` is no limit.
+
+    Raises:
+        ValueError: a label is no single token behind the prompt, or there are too few titles.
+    """
+    labels = settings.verbalizer_labels or default_labels(settings.rerank_candidates)
+    prompts = PromptBuilder(
+        tokenizer,
+        texts,
+        labels,
+        settings.prompt,
+        max_history=settings.prompt_max_history,
+        max_title_tokens=settings.prompt_max_title_tokens,
+        max_prompt_tokens=limit,
+    )
+    some_items = range(1, min(len(labels), settings.rerank_candidates, len(texts) - 1) + 1)
+    verbalizer = Verbalizer.for_tokenizer(
+        tokenizer, labels, prompts.text(some_items, some_items), settings.prompt.response
+    )
+    return prompts, verbalizer
+
+
 class Letters:
     """Ranks candidates by the logits of their labels behind one prompt that shows them all.
 
@@ -78,26 +112,30 @@ class Letters:
         Raises:
             ValueError: a label is no single token behind the prompt, or there are too few titles.
         """
-        settings = parts.settings
-        labels = settings.verbalizer_labels or default_labels(settings.rerank_candidates)
-        limit = settings.prompt_max_tokens
+        limit = parts.settings.prompt_max_tokens
         if limit is None and (positions := max_positions(parts.model)) is not None:
             limit = positions - 1  # the label stands behind the prompt where it is tuned on
-        prompts = PromptBuilder(
-            parts.tokenizer,
-            parts.texts,
-            labels,
-            settings.prompt,
-            max_history=settings.prompt_max_history,
-            max_title_tokens=settings.prompt_max_title_tokens,
-            max_prompt_tokens=limit,
-        )
-        n_shown = min(len(labels), settings.rerank_candidates, len(parts.texts) - 1)
-        some_items = range(1, n_shown + 1)
-        verbalizer = Verbalizer.for_tokenizer(
-            parts.tokenizer, labels, prompts.text(some_items, some_items), settings.prompt.response
-        )
-        return cls(parts.model, parts.forward, prompts, verbalizer)
+        read = prompts_and_verbalizer(parts.tokenizer, parts.texts, parts.settings, limit)
+        return cls(parts.model, parts.forward, *read)
+
+    @classmethod
+    def served(cls, parts: ServedParts) -> Ranker:
+        """Make the same ranker of a language model on a server, for ``llm_backend: http``.
+
+        Raises:
+            ServerError: the server does not answer.
+            ValueError: it does not give what is needed; or this class has scores of its own, which
+                a server does not compute.
+        """
+        from recbole_llamarec.ranking.served.letters import ServedLetters
+
+        if cls.scores is not Letters.scores:
+            raise ValueError(
+                f"llm_backend: http: {cls.__name__} has scores of its own, and a server gives "
+                "those of Letters alone; set llm_backend to local, or override served too."
+            )
+        # It has all that is asked of a ranker but a ``build`` from weights.
+        return cast("Ranker", ServedLetters.build(parts, cls.losses))
 
     @property
     def max_candidates(self) -> int:

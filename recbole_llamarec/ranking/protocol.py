@@ -142,12 +142,27 @@ class RankerParts:
     settings: Any
 
 
+@dataclass(frozen=True)
+class ServedParts:
+    """What a ranker is built from whose language model is on a server.
+
+    Attributes:
+        tokenizer, texts: as in :class:`RankerParts`.
+        settings: the run's, :class:`RankerSettings` and ``llm_http``.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    texts: Sequence[str]
+    settings: Any
+
+
 class Ranker(Protocol):
     """Gives each candidate of a history a score.
 
     It should be no ``nn.Module``, so that a recommender that holds one does not save the language
     model with its weights. It may have ``shares_beginnings``, a bool: whether samples of one pass
-    compute a common beginning once, so that tuning brings such samples together.
+    compute a common beginning once, so that tuning brings such samples together. Its class may have
+    a class method ``served``, which makes it of :class:`ServedParts` for ``llm_backend: http``.
 
     Attributes:
         model: the language model with its adapter; what is tuned.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_llamarec.finite import NotFiniteError
+from recbole_llamarec.finite import NotFiniteError, RowError
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.protocol import Encoded, Ranker
 
@@ -63,6 +63,7 @@ def rank_all(
 
     Raises:
         NotFiniteError: a score is not finite.
+        RowError: the ranker cannot score a row.
         ValueError: the users have different numbers of candidates, or the log is of another pass.
     """
     if not len(histories):
@@ -75,7 +76,11 @@ def rank_all(
     left = order[n_done:]
 
     def compute(rows: np.ndarray) -> Tensor:
-        scores = ranker.scores([encoded[row] for row in left[rows]]).float().cpu()  # [b, K]
+        try:
+            scores = ranker.scores([encoded[row] for row in left[rows]]).float().cpu()  # [b, K]
+        except RowError as error:  # its row is one of this batch
+            row = None if error.row is None else int(left[rows][error.row])
+            raise type(error)(f"Row {row}: {error}", row) from error
         if not (finite := scores.isfinite().all(1)).all():
             row = int(left[rows][int(finite.int().argmin())])
             raise NotFiniteError(

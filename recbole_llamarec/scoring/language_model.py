@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recbole_llamarec.adapters.card import AdapterCard, read_card
 from recbole_llamarec.adapters.find import AUTO, check_adapter, find_adapter
-from recbole_llamarec.finite import NotFiniteError
+from recbole_llamarec.finite import RowError
 from recbole_llamarec.ranking.model.adapter import (
     adapter_config,
     adapter_state,
@@ -47,7 +47,10 @@ class LanguageModel:
         log: where the scored batches of a pass go, and come from where a pass goes on.
         show_progress: show a progress bar over users.
         card: of the adapter that ``lora_adapter: auto`` found, which is not tuned again; or None.
+        has_adapter: whether there are weights here to tune and to save.
     """
+
+    has_adapter = True
 
     def __init__(self, parts: ScorerParts) -> None:
         self.name = parts.settings.ranking_method
@@ -63,20 +66,24 @@ class LanguageModel:
     def ranker(self) -> Ranker:
         """The ranker; loads the language model on first use."""
         if self._ranker is None:
-            settings, device = self.parts.settings, self.parts.device
-            base, tokenizer = load_language_model(settings.llm, device)
-            forward = forward_for(base, settings.llm.attention, device)
-            parts = RankerParts(
-                model=self._adapted(base),
-                tokenizer=tokenizer,
-                forward=forward,
-                texts=self.parts.item_texts,
-                settings=settings,
-            )
-            ranker = ranker_class_of(self.name).build(parts)
+            ranker, tokenizer = self._loaded()
             self._check_longest_prompt(ranker, tokenizer)
             self._ranker = ranker
         return self._ranker
+
+    def _loaded(self) -> tuple[Ranker, Any]:
+        """The ranker and its tokenizer, with the language model loaded."""
+        settings, device = self.parts.settings, self.parts.device
+        base, tokenizer = load_language_model(settings.llm, device)
+        forward = forward_for(base, settings.llm.attention, device)
+        parts = RankerParts(
+            model=self._adapted(base),
+            tokenizer=tokenizer,
+            forward=forward,
+            texts=self.parts.item_texts,
+            settings=settings,
+        )
+        return ranker_class_of(self.name).build(parts), tokenizer
 
     def _check_longest_prompt(self, ranker: Ranker, tokenizer: Any) -> None:
         """Find out now, before any training, whether every prompt fits the model.
@@ -128,17 +135,18 @@ class LanguageModel:
             float32 ``[R, K]`` on the CPU.
 
         Raises:
-            NotFiniteError: a score is not finite.
+            RowError: a score is not finite, or cannot be had.
         """
         histories, pools = rows.histories, items.tolist()
         try:
             return rank_all(
                 self.ranker, histories, pools, self._budget, self.show_progress, log=self.log
             )
-        except NotFiniteError as error:
-            dataset, user = self.parts.dataset, int(rows.users[error.row])
+        except RowError as error:
+            dataset = self.parts.dataset
+            user = 0 if error.row is None else int(rows.users[error.row])
             who = f" (user {str(dataset.id2token(dataset.uid_field, user))!r})" if user else ""
-            raise NotFiniteError(f"{self.name}{who}: {error}", error.row) from error
+            raise type(error)(f"{self.name}{who}: {error}", error.row) from error
 
     @contextmanager
     def logging_batches(self, log: BatchLog | None, show_progress: bool) -> Iterator[None]:
@@ -164,6 +172,10 @@ class LanguageModel:
         self._saved = dict(state)
         if self._ranker is not None:
             load_adapter_state(self._ranker.model, self._saved["adapter"])  # type: ignore[arg-type]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The adapter's weights, to be tuned."""
+        return [own for own in self.ranker.model.parameters() if own.requires_grad]
 
     def adapter_weights(self) -> dict[str, torch.Tensor]:
         """Copies of the adapter's weights on the CPU, by PEFT's names."""

@@ -138,6 +138,7 @@ def build_scorers(parts: ScorerParts) -> list[Scorer]:
     """
     from recbole_llamarec.scoring.evidence import Evidence
     from recbole_llamarec.scoring.language_model import LanguageModel
+    from recbole_llamarec.scoring.served_model import ServedModel
 
     settings = parts.settings
     names = settings.scorers or ()
@@ -158,7 +159,8 @@ def build_scorers(parts: ScorerParts) -> list[Scorer]:
             )
         scorers.append(scorer)
     if settings.has_ranker:
-        scorers.append(LanguageModel(parts))
+        is_served = settings.llm.backend == "http"
+        scorers.append(ServedModel(parts) if is_served else LanguageModel(parts))
     taken = [settings.retriever, *(scorer.name for scorer in scorers)]
     if twice := [name for name in taken if taken.count(name) > 1]:
         raise ValueError(

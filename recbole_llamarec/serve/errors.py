@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from recbole_llamarec.finite import NotFiniteError
+from recbole_llamarec.finite import RowError
 from recbole_llamarec.serve.schema import TAGS, ErrorAnswer
 
 CLIENT_GONE = 499  # nobody reads it; it counts in the metrics (nginx's number)
@@ -111,7 +111,7 @@ def as_service_error(error: Exception) -> ServiceError:
     """What a client is told of an error in computing its answer."""
     if isinstance(error, ServiceError):
         return error
-    is_ours = isinstance(error, NotFiniteError)  # not a fault of the request
+    is_ours = isinstance(error, RowError)  # not a fault of the request
     if isinstance(error, ValueError) and not is_ours:  # of the recommender: it names what is wrong
         return ServiceError(422, str(error))
     _logger.error("A request failed.", exc_info=error)

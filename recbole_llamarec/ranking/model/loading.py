@@ -9,14 +9,11 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recbole_llamarec.keys import SWITCH, TEXT, check_fields, key, one_of, optional
-from recbole_llamarec.path_rules import PATH
 from recbole_llamarec.ranking.model.embedded import (
     EMBEDDED_MODEL_NAME,
     embedded_model_directory,
@@ -31,92 +28,18 @@ from recbole_llamarec.ranking.model.hardware import (
     quantization_options,
 )
 from recbole_llamarec.ranking.model.packing import PACKED
+from recbole_llamarec.ranking.model.settings import (
+    DTYPES,
+    EMBEDDED,
+    LanguageModelSettings,
+    is_gguf,
+)
 from recbole_llamarec.ranking.model.states import reads_left_to_right
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EMBEDDED = "embedded"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LanguageModelSettings:
-    """Which language model is loaded, and how; each field is the YAML key ``llm_`` + its name.
-
-    Raises:
-        ValueError: naming every invalid key at once.
-    """
-
-    name_or_path: str = key(
-        EMBEDDED,
-        PATH,
-        "embedded (SmolLM2-135M-Instruct, no model hub needed), a directory, a .gguf file, or a "
-        "name on the Hugging Face hub.",
-    )
-    gguf_file: str | None = key(
-        None, optional(PATH), "A GGUF file inside that directory or hub repository."
-    )
-    revision: str | None = key(None, optional(TEXT), "Revision on the hub.")
-    dtype: str = key(
-        "auto",
-        one_of("auto", *_DTYPES),
-        "auto (on a GPU bfloat16 where it has that, else float16; on a CPU bfloat16 where it has "
-        "instructions for it, else float32), float32, bfloat16 or float16.",
-    )
-    load_in_4bit: bool = key(
-        False,
-        SWITCH,
-        "NF4 with double quantization, computed in bfloat16, or in float16 on a GPU without it "
-        "(QLoRA); needs bitsandbytes.",
-    )
-    load_in_8bit: bool = key(
-        False, SWITCH, "8-bit weights and activations (LLM.int8); needs bitsandbytes."
-    )
-    attention: str = key(
-        "auto",
-        one_of("auto", PACKED, *_ATTENTIONS),
-        "packed (on a CPU only): prompts end to end without padding, what they have in common "
-        "only once. auto: that on a CPU, where the model allows it, else sdpa, else eager. Or any "
-        "attention implementation of transformers.",
-    )
-    cache_dir: str | None = key(
-        None,
-        optional(PATH),
-        "Cache of the converted embedded model; ~ is the environment variable "
-        "RECBOLE_LLAMAREC_CACHE, then the user's cache directory.",
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self, "llm_")
-        if errors := self._contradictions():
-            raise ValueError("\n".join(errors))
-
-    def _contradictions(self) -> list[str]:
-        errors = []
-        complete = self.name_or_path == EMBEDDED or _is_gguf(self.name_or_path)
-        for name in ("gguf_file", "revision"):
-            if complete and getattr(self, name) is not None:
-                errors.append(
-                    f"llm_{name}: {getattr(self, name)!r} has no meaning beside llm_name_or_path: "
-                    f"{self.name_or_path!r}, which is one model already; leave it out."
-                )
-        if self.quantization and (self.gguf_file or _is_gguf(self.name_or_path)):
-            errors.append(
-                f"llm_{self.quantization}: True cannot be had from a GGUF file, which is unpacked "
-                "when it is loaded; set it to False, or name a model saved as safetensors."
-            )
-        if self.load_in_4bit and self.load_in_8bit:
-            errors.append("llm_load_in_4bit and llm_load_in_8bit: set one of them to False.")
-        return errors
-
-    @property
-    def quantization(self) -> str | None:
-        """The key that asks for quantised weights, without its ``llm_``; None if neither does."""
-        return next((k for k in ("load_in_4bit", "load_in_8bit") if getattr(self, k)), None)
 
 
 def check_language_model(settings: LanguageModelSettings) -> None:
@@ -139,7 +62,7 @@ def check_language_model(settings: LanguageModelSettings) -> None:
     if name == EMBEDDED:
         if not embedded_model_is_at_hand(settings.cache_dir):
             embedded_model_directory(settings.cache_dir)
-    elif _is_gguf(name):
+    elif is_gguf(name):
         if not path.is_file():
             raise FileNotFoundError(
                 f"llm_name_or_path: {name!r} does not exist; give the path of an existing .gguf "
@@ -191,10 +114,7 @@ def load_language_model(
             attentions.get(settings.attention, (settings.attention,)), settings, device
         )
     except OSError as error:
-        raise FileNotFoundError(
-            f"llm_name_or_path: {settings.name_or_path!r} could not be loaded: {error} Check the "
-            "name and the network, or give a local directory, a .gguf file or 'embedded'."
-        ) from error
+        raise _not_found(settings, error) from error
     except ValueError as error:
         raise ValueError(
             f"llm_name_or_path: {settings.name_or_path!r} cannot be loaded with llm_attention: "
@@ -211,8 +131,29 @@ def load_language_model(
     return model, tokenizer
 
 
-def _is_gguf(name: str) -> bool:
-    return name.lower().endswith(".gguf")
+def load_tokenizer(settings: LanguageModelSettings) -> PreTrainedTokenizerBase:
+    """Load a language model's tokenizer alone, as :func:`load_language_model` does with its model.
+
+    Raises:
+        FileNotFoundError, ImportError, RuntimeError: as :func:`check_language_model`, and where
+            transformers finds no tokenizer of that name.
+    """
+    from transformers import AutoTokenizer
+
+    check_language_model(settings)
+    source, gguf_file = _source(settings)
+    options = _where(settings) | ({} if gguf_file is None else {"gguf_file": gguf_file})
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise _not_found(settings, error) from error
+
+
+def _not_found(settings: LanguageModelSettings, error: Exception) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"llm_name_or_path: {settings.name_or_path!r} could not be loaded: {error} Check the "
+        "name and the network, or give a local directory, a .gguf file or 'embedded'."
+    )
 
 
 def _is_clearly_a_path(name: str) -> bool:
@@ -243,14 +184,20 @@ def _source(settings: LanguageModelSettings) -> tuple[str, str | None]:
     if settings.name_or_path == EMBEDDED:
         return str(embedded_model_directory(settings.cache_dir)), None
     path = Path(settings.name_or_path).expanduser()
-    if _is_gguf(settings.name_or_path):
+    if is_gguf(settings.name_or_path):
         return str(path.parent), path.name
     return str(path) if path.is_dir() else settings.name_or_path, settings.gguf_file
 
 
+def _where(settings: LanguageModelSettings) -> dict[str, str]:
+    """What transformers is told of where to look."""
+    where = {"revision": settings.revision, "cache_dir": settings.cache_dir}
+    return {key: value for key, value in where.items() if value is not None}
+
+
 def _dtype(settings: LanguageModelSettings, device: torch.device) -> torch.dtype:
     if settings.dtype != "auto":
-        return _DTYPES[settings.dtype]
+        return DTYPES[settings.dtype]
     return auto_dtype(device.type, has_bfloat16(device))
 
 
@@ -259,8 +206,7 @@ def _load_first(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load with the first of some attention implementations that the model has."""
     source, gguf_file = _source(settings)
-    where = {"revision": settings.revision, "cache_dir": settings.cache_dir}
-    where = {key: value for key, value in where.items() if value is not None}
+    where = _where(settings)
     for attention in attentions:
         options = {"dtype": _dtype(settings, device), "attn_implementation": attention}
         model: Any
