@@ -24,6 +24,7 @@ from recbole_llamarec.ranking.model.loading import LanguageModelSettings, check_
 from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_class_of, ranker_names
 from recbole_llamarec.ranking.verbalizer import default_labels
 from recbole_llamarec.recbole_keys import RULES, wrong_values
+from recbole_llamarec.retriever_keys import FILE_CHECKS
 
 
 def contradictions(values: Mapping[str, Any]) -> list[str]:
@@ -222,6 +223,7 @@ CHECKS: tuple[Callable[..., list[str]], ...] = (
     _item_text_can_be_made,
     _fallback_can_be_made,
     _retriever_is_sequential,
+    *FILE_CHECKS,
     _retriever_has_right_values,
     _retriever_config_is_the_retrievers,
     _retriever_validates_by_what_is_computed,
