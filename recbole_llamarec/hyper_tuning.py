@@ -22,6 +22,7 @@ from recbole.quick_start import objective_function
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from recbole_llamarec.integration.configs import training_arguments
+from recbole_llamarec.integration.known import FILE_RETRIEVER
 from recbole_llamarec.integration.values import no_command_line
 from recbole_llamarec.ranking.protocol import NO_RANKER
 from recbole_llamarec.settings import llamarec_keys
@@ -31,7 +32,7 @@ N_VALUES = {"choice": None, "uniform": 2, "quniform": 3, "loguniform": 2}
 # Keys of LlamaRec that change the data, or the retriever and how its best epoch is chosen.
 OF_RETRIEVER = {
     *("exact_chronology", "item_text_format", "item_text_missing", "rerank_mask_seen"),
-    *("retriever", "retriever_config", "retriever_checkpoint"),
+    *("retriever", "retriever_config", "retriever_checkpoint", "retriever_file"),
 }
 OF_RANKER = {*llamarec_keys(), *training_arguments} - OF_RETRIEVER
 # With these, a run trains the retriever alone, whatever the trials do with it.
@@ -105,9 +106,9 @@ def with_trained_retriever(settings: Mapping[str, Any], keys: Iterable[str]) -> 
 
     Returns:
         the settings, with ``retriever_checkpoint`` set. They are unchanged where a checkpoint is
-        given already or something is tuned that the retriever depends on.
+        given already, or the retriever is a file, or something is tuned that it depends on.
     """
-    if settings.get("retriever_checkpoint"):
+    if settings.get("retriever_checkpoint") or settings.get("retriever") == FILE_RETRIEVER:
         return dict(settings)
     if own := sorted(set(keys) - OF_RANKER):
         getLogger().warning(

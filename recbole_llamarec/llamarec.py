@@ -18,7 +18,7 @@ from recbole_llamarec.finite import check_finite
 from recbole_llamarec.integration.catalogue import tokens_of
 from recbole_llamarec.integration.configs import known_keys
 from recbole_llamarec.memory import keep_large_memory
-from recbole_llamarec.retrieval.candidates import Candidates, propose
+from recbole_llamarec.retrieval.candidates import Candidates, behind_the_others, propose
 from recbole_llamarec.retrieval.retriever import build_retriever
 from recbole_llamarec.scoring.fusion import Fusion
 from recbole_llamarec.scoring.scorer import Rows, Scorer, ScorerParts, build_scorers
@@ -135,9 +135,12 @@ class LlamaRec(SequentialRecommender):
             ranked = self._rows_to_rank(interaction, candidates)  # [R]
             items = candidates.items[ranked].cpu()  # [R, K]
             retriever = candidates.scores[ranked].cpu()  # [R, K]
-            opinions = self.opinions(self.rows_of(interaction, ranked), items)
-            final = self.final_scores(retriever, opinions)  # [R, K]
             masked = candidates.masked[ranked].cpu()  # [R, K]
+            opinions = {
+                name: behind_the_others(scores, masked)
+                for name, scores in self.opinions(self.rows_of(interaction, ranked), items).items()
+            }
+            final = self.final_scores(retriever, opinions)  # [R, K]
             best_first = best_first_of(final.masked_fill(masked, -torch.inf))  # [R, K]
             if self._pass is not None:
                 users, targets = interaction[self.USER_ID].cpu(), interaction[self.ITEM_ID].cpu()

@@ -8,13 +8,11 @@ table of keys from these fields.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from recbole_llamarec.keys import (
-    MAPPING,
-    NAME,
     SWITCH,
     TEXT,
     Key,
@@ -28,7 +26,7 @@ from recbole_llamarec.keys import (
     optional,
     whole,
 )
-from recbole_llamarec.path_rules import FILE, PATH
+from recbole_llamarec.path_rules import PATH
 from recbole_llamarec.ranking.model.lora import LoraSettings
 from recbole_llamarec.ranking.model.settings import LanguageModelSettings
 from recbole_llamarec.ranking.prompt.template import PromptTemplate
@@ -36,6 +34,7 @@ from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_names
 from recbole_llamarec.ranking.served.settings import HttpSettings
 from recbole_llamarec.recbole_keys import RUN_RULES, wrong_values
 from recbole_llamarec.removed_keys import REMOVED, removed_values
+from recbole_llamarec.retriever_keys import RetrieverKeys
 from recbole_llamarec.settings_checks import contradictions
 from recbole_llamarec.training_keys import TrainingKeys, TuningKeys
 
@@ -53,7 +52,7 @@ RANKER = Rule(
 
 
 @dataclass(frozen=True)
-class LlamaRecSettings(TuningKeys):
+class LlamaRecSettings(RetrieverKeys, TuningKeys):
     """LlamaRec's keys: an attribute each, and one for each group that ``ranking/`` states."""
 
     exact_chronology: bool = key(
@@ -76,14 +75,6 @@ class LlamaRecSettings(TuningKeys):
     )
     item_text_fallback: str = key(
         "Item {token}", TEXT, "Text of an item without text; {token} is its id."
-    )
-
-    retriever: str = key("LRURec", NAME, "Any of RecBole's sequential recommenders, by class name.")
-    retriever_config: Mapping[str, Any] | None = key(
-        None, optional(MAPPING), "RecBole keys on top of the retriever's own defaults."
-    )
-    retriever_checkpoint: str | None = key(
-        None, optional(FILE), "A checkpoint of this retriever on this data; ~ trains it."
     )
 
     ranking_method: str = key(

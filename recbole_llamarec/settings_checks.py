@@ -22,8 +22,8 @@ from recbole_llamarec.integration.configs import SHARED_KEYS, sequential_model_c
 from recbole_llamarec.integration.known import rules_of
 from recbole_llamarec.keys import PLAIN, shown
 from recbole_llamarec.language_model_checks import fault_of
-from recbole_llamarec.ranking.protocol import ranker_names
 from recbole_llamarec.recbole_keys import RULES, wrong_values
+from recbole_llamarec.retriever_keys import FILE_CHECKS
 
 
 def contradictions(values: Mapping[str, Any]) -> list[str]:
@@ -185,6 +185,7 @@ CHECKS: tuple[Callable[..., list[str]], ...] = (
     _item_text_can_be_made,
     _fallback_can_be_made,
     _retriever_is_sequential,
+    *FILE_CHECKS,
     _retriever_has_right_values,
     _retriever_config_is_the_retrievers,
     _retriever_validates_by_what_is_computed,

@@ -56,7 +56,7 @@ def build_retriever(config, name: str, overrides: Mapping[str, Any], dataset):
         retriever.catalogue = tokens_of(dataset)
         return retriever, derived
     except Exception as error:  # RecBole's models check few of their values
-        if "retriever_config" in str(error):
+        if any(key in str(error) for key in ("retriever_config", "retriever_file")):
             raise
         given = "; ".join(f"{key}: {shown(value)}" for key, value in overrides.items())
         raise ValueError(
@@ -81,6 +81,8 @@ def train_retriever(
 ) -> TrainingCurve:
     """Train a retriever by RecBole's trainer of its model and load its best state.
 
+    One without weights to learn, as ``retriever: file``, is left as it is.
+
     Args:
         config: the retriever's ``Config``.
         retriever: from :func:`build_retriever`.
@@ -103,6 +105,8 @@ def train_retriever(
     Raises:
         ValueError: it is to be pre-trained, or RecBole cannot train it on this data.
     """
+    if not any(weight.requires_grad for weight in retriever.parameters()):
+        return TrainingCurve()
     _check_stage(config, retriever)
     logger.info(f"Stage 1 of 2: training the retriever {config['model']}")
     with logging_stage("retriever", log_directory):
