@@ -16,7 +16,7 @@ from recbole_llamarec.given_candidates import Candidate, RankedCandidate
 from recbole_llamarec.serve.limits import Limits
 from recbole_llamarec.serve.schema import (
     TAGS,
-    Count,
+    WHOLE,
     Frozen,
     RequestModels,
     TextItem,
@@ -145,7 +145,7 @@ def rerank_request(limits: Limits, requests: RequestModels) -> type[RerankReques
             tuple[document, ...],  # type: ignore[valid-type]
             Field(min_length=1, max_length=limits.max_candidates, description=about_documents),
         ),
-        top_n=(Annotated[Count, Field(ge=1)] | None, Field(None, description=about_top)),
+        top_n=(Annotated[int, Field(ge=1), WHOLE] | None, Field(None, description=about_top)),
         return_documents=(StrictBool, Field(False, description="Return the documents, too.")),
         model=(str | None, Field(None, description=about_model)),
     )

@@ -47,7 +47,8 @@ def _number(value: object) -> object:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_number)]
+WHOLE = BeforeValidator(_number)
+Count = Annotated[int, WHOLE]
 Token = Annotated[str, Field(max_length=MAX_TOKEN)]
 
 
