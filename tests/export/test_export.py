@@ -95,7 +95,18 @@ def test_an_export_says_all_that_a_prompt_needs(folder, recommender):
     assert about["base_model"]["name"].startswith("tiny-llama")
 
 
-def test_an_export_is_replaced_and_nothing_else_is(folder, trained, tmp_path):
+def test_an_export_is_replaced_by_one_of_the_other_form(folder, trained, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    other = ["--merged"] if folder.name == "adapter" else []
+    main([str(trained.checkpoint), f"--data-path={trained.data_path}", f"--to={copy}", *other])
+    assert (copy / "base").is_dir() == (copy / "adapter_config.json").is_file() == (not other)
+    assert check_sums(copy) and [file.name for file in tmp_path.iterdir()] == ["copy"]
+    modes = {file.stat().st_mode for file in copy.rglob("*") if file.is_file()}
+    assert len(modes) == 1  # who may read one may read all
+
+
+def test_nothing_but_an_export_is_replaced(folder, trained, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     require_own(copy)
