@@ -18,12 +18,13 @@ from recbole_llamarec.adapters.card import read_card
 from recbole_llamarec.checksums import check_sums
 from recbole_llamarec.export.__main__ import main
 from recbole_llamarec.export.card import card_files
-from recbole_llamarec.export.folder import require_own
+from recbole_llamarec.export.folder import require_own, write_folder
 from recbole_llamarec.export.load import BaseModel, load_export
 from recbole_llamarec.files import save_tensors
 from recbole_llamarec.integration.checkpoints import load_checkpoint
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings
 
+COMMIT = "0" * 40
 NAMES = ("recbole_llamarec", "recbole")  # what the reader does not have
 
 
@@ -67,6 +68,27 @@ def test_the_script_of_the_folder_scores_as_we_do(folder, elsewhere, recommender
     assert list(found) == list(expected)
     assert found == pytest.approx(expected, abs=1e-4)
     assert max(expected.values()) - min(expected.values()) > 1e-2  # not all alike
+
+
+def test_a_base_of_the_hub_is_named_and_fetched_from_there(
+    trained, tiny_llama, elsewhere, recommender, tmp_path
+):
+    """From the hub's cache, as it would lie there, without a network."""
+    repository = tmp_path / "hub" / "models--org--tiny"
+    shutil.copytree(tiny_llama, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1").write_text(COMMIT)
+    export = load_export(trained.checkpoint, trained.data_path, "float32")
+    of_hub = BaseModel.of(LanguageModelSettings(name_or_path="org/tiny", revision="v1"))
+    folder = tmp_path / "export"
+    write_folder(replace(export, base=of_hub), folder, False, {})
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", "v1")
+    assert not (folder / "base").exists()
+    environment = {**elsewhere, "HF_HUB_CACHE": str(tmp_path / "hub")}
+    pool = [f"i{n}" for n in range(20, 25)]
+    expected = {item.text: item.score for item in recommender.rank(["i3"], pool)}
+    assert scores_by(folder, environment, ["i3"], pool) == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_reader_has_nothing_of_ours(elsewhere, tmp_path):
