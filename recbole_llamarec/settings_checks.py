@@ -22,7 +22,6 @@ from recbole_llamarec.integration.configs import SHARED_KEYS, sequential_model_c
 from recbole_llamarec.integration.known import rules_of
 from recbole_llamarec.keys import PLAIN, shown
 from recbole_llamarec.language_model_checks import fault_of
-from recbole_llamarec.ranking.protocol import ranker_names
 from recbole_llamarec.recbole_keys import RULES, wrong_values
 
 
