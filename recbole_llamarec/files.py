@@ -11,7 +11,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -99,14 +99,20 @@ def read_tensors(file: Path) -> Any:
 
 
 @contextmanager
-def folder_written_whole(directory: Path, key: str = "checkpoint_dir") -> Iterator[Path]:
+def folder_written_whole(
+    directory: Path,
+    key: str = "checkpoint_dir",
+    require_own: Callable[[Path], None] | None = None,
+) -> Iterator[Path]:
     """Within, write a folder's files; they take its place whole or not at all, with checksums.
 
     The names beside it do not change, so that what a killed run leaves is removed by the next one.
 
     Args:
         directory: made with its parents; a folder of the same files already there is replaced.
-        key: YAML key that names where it is, for messages.
+        key: YAML key or option that names where it is, for messages.
+        require_own: raises ``FileExistsError`` where what is there must stay; if left out, any
+            other file than those that are written must.
 
     Yields:
         An empty folder to write to.
@@ -127,12 +133,10 @@ def folder_written_whole(directory: Path, key: str = "checkpoint_dir") -> Iterat
                 flush(path)
             flush(staging)
         if directory.exists():
-            foreign = set(os.listdir(directory)) - set(os.listdir(staging))
-            if foreign:
-                raise FileExistsError(
-                    f"{key}: {directory} holds {sorted(foreign)}, which are not among the files "
-                    "that are to be written there; give a new or an empty directory."
-                )
+            if require_own is not None:
+                require_own(directory)
+            else:
+                _require_same_files(directory, staging, key)
         with naming(directory, key):
             if directory.exists():
                 directory.rename(replaced)
@@ -140,6 +144,14 @@ def folder_written_whole(directory: Path, key: str = "checkpoint_dir") -> Iterat
             flush(directory.parent)
     finally:
         remove_leftovers(directory)
+
+
+def _require_same_files(directory: Path, staging: Path, key: str) -> None:
+    if foreign := set(os.listdir(directory)) - set(os.listdir(staging)):
+        raise FileExistsError(
+            f"{key}: {directory} holds {sorted(foreign)}, which are not among the files that are "
+            "to be written there; give a new or an empty directory."
+        )
 
 
 def remove_leftovers(directory: Path) -> None:

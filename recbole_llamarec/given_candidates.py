@@ -1,4 +1,4 @@
-"""Candidates that a caller gives: their item ids, and their ranking, however many they are.
+"""Items that a caller gives: their ids, and the ranking of candidates, however many they are.
 
 More candidates than a prompt has labels are ranked in windows, as RankGPT does (Sun et al. 2023,
 arXiv 2304.09542): they go from the back to the front and overlap by half, so that the best item
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,36 +20,69 @@ from recbole_llamarec.scoring.scorer import Rows
 Candidate = str | Mapping[str, str]  # an item token, or {"text": ...}
 
 
+class RankedCandidate(NamedTuple):
+    """One candidate of a ranking.
+
+    Attributes:
+        place: in its pool as it was given, from 0.
+        title: as the prompt shows it.
+        score: the ranker's log-probability.
+    """
+
+    place: int
+    title: str
+    score: float
+
+
 @contextmanager
-def pool_ids(
+def given_ids(
     prompts: Prompts,
     ids_of: Callable[[Sequence[str]], list[int]],
+    histories: Sequence[Sequence[Candidate]],
     pools: Sequence[Sequence[Candidate]],
-) -> Iterator[list[list[int]]]:
-    """Item ids of candidates; those given by text have one within the context only.
+) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
+    """Item ids of histories and pools; what is given by text has one within the context only.
 
     Args:
         prompts: of the language model that is to rank them.
         ids_of: item ids of tokens.
+        histories: of any length.
         pools: of each history.
 
     Raises:
         ValueError: an item is unknown, or candidates are fewer than two or repeated.
     """
-    texts = [c["text"] for pool in pools for c in pool if not isinstance(c, str)]
+    rows = [*histories, *pools]
+    texts = [own["text"] for row in rows for own in row if not isinstance(own, str)]
     with prompts.with_titles(texts) as added:
         id_of_text = dict(zip(texts, added, strict=True))
         ids = [
-            [ids_of([c])[0] if isinstance(c, str) else id_of_text[c["text"]] for c in pool]
-            for pool in pools
+            [ids_of([own])[0] if isinstance(own, str) else id_of_text[own["text"]] for own in row]
+            for row in rows
         ]
-        for pool in ids:
+        for pool in ids[len(histories) :]:
             if len(pool) < 2 or len(set(pool)) < len(pool):
                 raise ValueError(
                     f"There are {len(pool)} candidates, {len(set(pool))} of them distinct; "
                     "give two or more, each once."
                 )
-        yield ids
+        yield ids[: len(histories)], ids[len(histories) :]
+
+
+def rank_given(
+    scorer: LanguageModel,
+    ids_of: Callable[[Sequence[str]], list[int]],
+    histories: Sequence[Sequence[Candidate]],
+    pools: Sequence[Sequence[Candidate]],
+) -> list[list[RankedCandidate]]:
+    """Rank pools, best first, by :func:`rank_windows`; arguments as :func:`given_ids`."""
+    prompts: Any = scorer.ranker.prompts
+    with given_ids(prompts, ids_of, histories, pools) as (shown, ids):
+        places = [{item: place for place, item in enumerate(pool)} for pool in ids]
+        return [
+            [RankedCandidate(place[item], prompts.titles[item], score) for item, score in ranked]
+            for place, ranked in zip(places, rank_windows(scorer, shown, ids), strict=True)
+        ]
 
 
 def rank_windows(

@@ -22,9 +22,9 @@ from recbole.quick_start import objective_function
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from recbole_llamarec.integration.configs import training_arguments
+from recbole_llamarec.integration.known import FILE_RETRIEVER
 from recbole_llamarec.integration.values import no_command_line
 from recbole_llamarec.ranking.protocol import NO_RANKER
-from recbole_llamarec.retrieval.candidate_files import GIVEN
 from recbole_llamarec.settings import llamarec_keys
 
 Space = Mapping[str, tuple[str, list]]
@@ -105,10 +105,10 @@ def with_trained_retriever(settings: Mapping[str, Any], keys: Iterable[str]) -> 
         keys: what is tuned.
 
     Returns:
-        the settings, with ``retriever_checkpoint`` set. They are unchanged where a checkpoint or
-        candidates are given already or something is tuned that the retriever depends on.
+        the settings, with ``retriever_checkpoint`` set. They are unchanged where a checkpoint is
+        given already, or the retriever is a file, or something is tuned that it depends on.
     """
-    if settings.get("retriever_checkpoint") or settings.get("retriever") == GIVEN:
+    if settings.get("retriever_checkpoint") or settings.get("retriever") == FILE_RETRIEVER:
         return dict(settings)
     if own := sorted(set(keys) - OF_RANKER):
         getLogger().warning(

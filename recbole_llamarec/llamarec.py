@@ -18,17 +18,10 @@ from recbole_llamarec.finite import check_finite
 from recbole_llamarec.integration.catalogue import tokens_of
 from recbole_llamarec.integration.configs import known_keys
 from recbole_llamarec.memory import keep_large_memory
-from recbole_llamarec.retrieval.candidates import Candidates, propose
-from recbole_llamarec.retrieval.given import GivenCandidates
+from recbole_llamarec.retrieval.candidates import Candidates, behind_the_others, propose
 from recbole_llamarec.retrieval.retriever import build_retriever
 from recbole_llamarec.scoring.fusion import Fusion
-from recbole_llamarec.scoring.scorer import (
-    Rows,
-    Scorer,
-    ScorerParts,
-    build_scorers,
-    scores_of_open,
-)
+from recbole_llamarec.scoring.scorer import Rows, Scorer, ScorerParts, build_scorers
 from recbole_llamarec.settings import LlamaRecSettings, report_unknown_keys
 
 
@@ -143,7 +136,10 @@ class LlamaRec(SequentialRecommender):
             items = candidates.items[ranked].cpu()  # [R, K]
             retriever = candidates.scores[ranked].cpu()  # [R, K]
             masked = candidates.masked[ranked].cpu()  # [R, K]
-            opinions = self.opinions(self.rows_of(interaction, ranked), items, masked)
+            opinions = {
+                name: behind_the_others(scores, masked)
+                for name, scores in self.opinions(self.rows_of(interaction, ranked), items).items()
+            }
             final = self.final_scores(retriever, opinions)  # [R, K]
             best_first = best_first_of(final.masked_fill(masked, -torch.inf))  # [R, K]
             if self._pass is not None:
@@ -151,7 +147,7 @@ class LlamaRec(SequentialRecommender):
                 order = candidates.order.cpu()
                 ranks = 1 + (order == targets.unsqueeze(1)).int().argmax(1)  # [B]
                 self._pass.note(users, targets, ranks)
-                self._pass.note_ranked(ranked.cpu(), items, retriever, opinions, best_first, masked)
+                self._pass.note_ranked(ranked.cpu(), items, retriever, opinions, best_first)
             return candidates.reordered(ranked, best_first.to(ranked.device))
         except NotImplementedError as error:  # RecBole would fall back to item-by-item scoring
             raise RuntimeError(f"LlamaRec cannot score this batch: {error}") from error
@@ -166,8 +162,6 @@ class LlamaRec(SequentialRecommender):
     ) -> Candidates:
         """The retriever's candidates, items already seen last where they are masked.
 
-        Where candidates are given, all other items are masked, too.
-
         Args:
             interaction: users and histories.
             seen: what each user has seen beside the history in ``interaction``; if left out, what
@@ -180,9 +174,6 @@ class LlamaRec(SequentialRecommender):
         masked = None
         if to_mask is not None:
             masked = seen_mask(users, interaction[self.ITEM_SEQ], to_mask, self.n_items, before)
-        if isinstance(self.retriever, GivenCandidates):
-            others = ~self.retriever.given_mask(interaction)
-            masked = others if masked is None else masked | others
         return propose(self.retriever, interaction, self.settings.rerank_candidates, masked)
 
     def rows_of(self, interaction, rows: torch.Tensor) -> Rows:
@@ -192,9 +183,7 @@ class LlamaRec(SequentialRecommender):
         users = interaction[self.USER_ID][rows].cpu()
         return Rows([row[:n] for row, n in zip(histories, lengths, strict=True)], users)
 
-    def opinions(
-        self, rows: Rows, items: torch.Tensor, masked: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def opinions(self, rows: Rows, items: torch.Tensor) -> dict[str, torch.Tensor]:
         """Each scorer's scores of candidates; of those alone that the order depends on.
 
         During an evaluation pass with ``all_scorers``, every scorer is asked.
@@ -202,7 +191,6 @@ class LlamaRec(SequentialRecommender):
         Args:
             rows: R of them.
             items: candidates, int64 ``[R, K]`` on the CPU.
-            masked: those that no scorer is asked about, bool ``[R, K]`` on the CPU.
 
         Returns:
             by name, float32 ``[R, K]`` on the CPU.
@@ -212,7 +200,7 @@ class LlamaRec(SequentialRecommender):
         """
         asks_all = self._pass is not None and self._pass.all_scorers
         opinions = {
-            name: scores_of_open(scorer, rows, items, masked)
+            name: scorer.scores(rows, items) if len(items) else torch.empty(items.shape)
             for name, scorer in self.scorers.items()
             if asks_all or self.fusion.takes_part(name)
         }
@@ -245,7 +233,7 @@ class LlamaRec(SequentialRecommender):
         is_ranked = torch.full((n_rows,), is_needed, device=candidates.items.device)  # [B]
         if current is not None and current.skip_misses:
             target = interaction[self.ITEM_ID].unsqueeze(1)  # [B, 1]
-            is_ranked &= ((candidates.items == target) & ~candidates.masked).any(1)
+            is_ranked &= (candidates.items == target).any(1)
         return is_ranked.nonzero().squeeze(1)
 
     @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recbole_llamarec.keys import TEXT, Rule, any_of, mapping_of
+from recbole_llamarec.keys import TEXT, Rule
 
 LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes, as on Linux
 
@@ -29,4 +29,3 @@ FILE = Rule(
     f"the path of a file, {PATH.allowed}",
     lambda value: _is_path(value) and Path(value).name != "" and not Path(value).is_dir(),
 )
-EVALUATION_FILES = any_of(FILE, mapping_of({"valid": FILE, "test": FILE}, ("valid", "test")))

@@ -14,10 +14,9 @@ from recbole.data.interaction import Interaction
 from recbole_llamarec.data.seen import SeenItems
 from recbole_llamarec.evaluation.passes import best_first_of
 from recbole_llamarec.finite import naming_stage
-from recbole_llamarec.given_candidates import Candidate, pool_ids, rank_windows
+from recbole_llamarec.given_candidates import Candidate, RankedCandidate, given_ids, rank_given
 from recbole_llamarec.integration.checkpoints import load_data_and_model
 from recbole_llamarec.ranking.protocol import Prompts
-from recbole_llamarec.retrieval.given import GivenCandidates
 from recbole_llamarec.scoring.language_model import LanguageModel, language_model_of
 from recbole_llamarec.scoring.scorer import Rows
 
@@ -133,7 +132,7 @@ class Recommender:
                 of the whole history, and of a known user's training part, stand last.
 
         Returns:
-            for each history ``k`` recommendations, best first; fewer where candidates are given.
+            for each history ``k`` recommendations, best first.
 
         Raises:
             ValueError: an item or user is unknown, a history is empty, or k is out of range.
@@ -145,34 +144,35 @@ class Recommender:
         if not ids:
             return []
         interaction, seen = self._rows(ids, users)
-        candidates = model.propose(interaction, seen, torch.arange(len(ids)))
-        n_open = candidates.n_open.tolist()
+        every = torch.arange(len(ids))
+        candidates = model.propose(interaction, seen, every)
         order = candidates.order.cpu()  # [B, N]
         final = order.clone()
         details: list[dict[int, tuple[float, float | None]]] = [{} for _ in ids]
         if model.fusion.changes_order:
             items = candidates.items.cpu()  # [B, K]
             rows = Rows(ids, interaction[model.USER_ID].cpu())
-            masked = candidates.masked.cpu()  # [B, K], behind all others
-            opinions = model.opinions(rows, items, masked)
+            opinions = model.opinions(rows, items)
             scores = model.final_scores(candidates.scores.cpu(), opinions)  # [B, K]
+            masked = candidates.masked.cpu()  # [B, K], behind all others
             best_first = best_first_of(scores.masked_fill(masked, -torch.inf))
             final[:, :n_candidates] = items.gather(1, best_first)
             read = opinions.get(self.language_model.name) if self.language_model else None
             probabilities = (
                 [[None] * n_candidates for _ in ids] if read is None else read.exp().tolist()
             )
+            n_unseen = (~masked).sum(1).tolist()
             details = [
                 dict(zip(row[:n], zip(final_scores, chances, strict=True), strict=False))
                 for row, n, final_scores, chances in zip(
-                    items.tolist(), n_open, scores.tolist(), probabilities, strict=True
+                    items.tolist(), n_unseen, scores.tolist(), probabilities, strict=True
                 )
             ]
         retrieved = order[:, : max(k, n_candidates)].tolist()  # no other can be in the result
-        shown = final[:, :k].tolist()
-        if isinstance(model.retriever, GivenCandidates):
-            shown = [items[:n] for items, n in zip(shown, n_open, strict=True)]
-        return [self._result(*row) for row in zip(shown, retrieved, details, strict=True)]
+        return [
+            self._result(*row)
+            for row in zip(final[:, :k].tolist(), retrieved, details, strict=True)
+        ]
 
     def _rows(
         self, histories: list[list[int]], users: Sequence[str] | None
@@ -229,14 +229,14 @@ class Recommender:
 
     # --- given candidates ----------------------------------------------------------------------
 
-    def rank(self, history: Sequence[str], candidates: Sequence[Candidate]) -> list[Recommendation]:
+    def rank(
+        self, history: Sequence[Candidate], candidates: Sequence[Candidate]
+    ) -> list[Recommendation]:
         """Rank given candidates by the language model: :meth:`rank_many` for one history."""
         return self.rank_many([history], [candidates])[0]
 
-    @torch.no_grad()
-    @naming_stage("rank")
     def rank_many(
-        self, histories: Sequence[Sequence[str]], pools: Sequence[Sequence[Candidate]]
+        self, histories: Sequence[Sequence[Candidate]], pools: Sequence[Sequence[Candidate]]
     ) -> list[list[Recommendation]]:
         """Rank given candidates by the language model, whatever the retriever thinks of them.
 
@@ -246,9 +246,9 @@ class Recommender:
         items within it only. Windows of equal size are scored together. Likelihood needs none.
 
         Args:
-            histories: item tokens in chronological order; they may be empty.
-            pools: the candidates of each history, two or more, distinct: item tokens, or
-                ``{"text": ...}`` for items that the data set does not have.
+            histories: item tokens in chronological order, or ``{"text": ...}`` for items that the
+                data set does not have; they may be empty.
+            pools: the candidates of each history, two or more, distinct, given likewise.
 
         Returns:
             each pool, best first; ``score`` is the ranker's log-probability.
@@ -256,36 +256,38 @@ class Recommender:
         Raises:
             ValueError: an item is unknown, or candidates are fewer than two or repeated.
         """
-        scorer = self._reader()
-        ids = [self.ids_of(history) for history in histories]
-        prompts = scorer.ranker.prompts
-        with pool_ids(prompts, self.ids_of, pools) as shown:
-            ranked = rank_windows(scorer, ids, shown)
-            titles, n_items = prompts.titles, self.model.n_items
-            return [
-                [
-                    Recommendation(
-                        item=str(self.tokens[item]) if item < n_items else None,
-                        text=titles[item],
-                        rank=rank,
-                        score=score,
-                        probability=float(np.exp(score)),
-                        retriever_rank=None,
-                    )
-                    for rank, (item, score) in enumerate(scores, start=1)
-                ]
-                for scores in ranked
+        return [
+            [
+                Recommendation(
+                    item=given if isinstance(given := pool[own.place], str) else None,
+                    text=own.title,
+                    rank=rank,
+                    score=own.score,
+                    probability=float(np.exp(own.score)),
+                    retriever_rank=None,
+                )
+                for rank, own in enumerate(ranked, start=1)
             ]
+            for pool, ranked in zip(pools, self.rank_places(histories, pools), strict=True)
+        ]
 
-    def prompt(self, history: Sequence[str], candidates: Sequence[Candidate]) -> str:
+    @torch.no_grad()
+    @naming_stage("rank")
+    def rank_places(
+        self, histories: Sequence[Sequence[Candidate]], pools: Sequence[Sequence[Candidate]]
+    ) -> list[list[RankedCandidate]]:
+        """What :meth:`rank_many` ranks, by each candidate's place in its pool."""
+        return rank_given(self._reader(), self.ids_of, histories, pools)
+
+    def prompt(self, history: Sequence[Candidate], candidates: Sequence[Candidate]) -> str:
         """The text that the language model reads for candidates as :meth:`rank_many` takes them.
 
         Raises:
             ValueError: as there; or there are more candidates than labels.
         """
         prompts = self._reader().ranker.prompts
-        with pool_ids(prompts, self.ids_of, [candidates]) as (pool,):
-            return prompts.text(self.ids_of(history), pool)
+        with given_ids(prompts, self.ids_of, [history], [candidates]) as ((shown,), (pool,)):
+            return prompts.text(shown, pool)
 
     def _reader(self) -> Any:
         """The language model, which must have prompts."""

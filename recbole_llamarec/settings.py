@@ -52,7 +52,7 @@ RANKER = Rule(
 
 
 @dataclass(frozen=True)
-class LlamaRecSettings(TuningKeys, RetrieverKeys):
+class LlamaRecSettings(RetrieverKeys, TuningKeys):
     """LlamaRec's keys: an attribute each, and one for each group that ``ranking/`` states."""
 
     exact_chronology: bool = key(

@@ -23,7 +23,7 @@ from recbole_llamarec.integration.known import rules_of
 from recbole_llamarec.keys import PLAIN, shown
 from recbole_llamarec.language_model_checks import fault_of
 from recbole_llamarec.recbole_keys import RULES, wrong_values
-from recbole_llamarec.retrieval.candidate_files import GIVEN, check_file, paths_of
+from recbole_llamarec.retriever_keys import FILE_CHECKS
 
 
 def contradictions(values: Mapping[str, Any]) -> list[str]:
@@ -107,40 +107,7 @@ def _fields_differ(
 
 
 def _retriever_is_sequential(retriever: str) -> list[str]:
-    return [] if retriever == GIVEN else fault_of(sequential_model_class, retriever)
-
-
-def _candidates_can_be_read(
-    retriever: str,
-    retriever_file: str | Mapping[str, str] | None,
-    retriever_config: Mapping[str, Any] | None,
-    retriever_checkpoint: str | None,
-    train_candidates: str,
-) -> list[str]:
-    """A file is there only with ``retriever: file``, and then nothing else of a retriever is."""
-    if retriever != GIVEN:
-        if retriever_file is None:
-            return []
-        return [
-            f"retriever_file: {shown(retriever_file)} is read with retriever: {GIVEN} alone, but "
-            f"retriever is {retriever!r}."
-        ]
-    unused = {"retriever_config": retriever_config, "retriever_checkpoint": retriever_checkpoint}
-    errors = [
-        f"{key}: {shown(value)} belongs to a retriever that is trained; leave it out with "
-        f"retriever: {GIVEN}."
-        for key, value in unused.items()
-        if value
-    ]
-    if train_candidates == "retriever":
-        errors.append(
-            "train_candidates: 'retriever' needs candidates of training rows, which "
-            f"retriever: {GIVEN} has not. Use random or popular."
-        )
-    files = {} if retriever_file is None else paths_of(retriever_file)
-    for file in dict.fromkeys(files.values()):
-        errors += fault_of(check_file, file)
-    return errors
+    return fault_of(sequential_model_class, retriever)
 
 
 def _retriever_has_right_values(
@@ -218,7 +185,7 @@ CHECKS: tuple[Callable[..., list[str]], ...] = (
     _item_text_can_be_made,
     _fallback_can_be_made,
     _retriever_is_sequential,
-    _candidates_can_be_read,
+    *FILE_CHECKS,
     _retriever_has_right_values,
     _retriever_config_is_the_retrievers,
     _retriever_validates_by_what_is_computed,

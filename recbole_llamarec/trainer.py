@@ -22,7 +22,7 @@ from recbole_llamarec.evaluation.validation import fit_on_validation, warn_of_hi
 from recbole_llamarec.finite import naming_stage
 from recbole_llamarec.integration.configs import random_rows
 from recbole_llamarec.ranking.model.batching import TokenBudget
-from recbole_llamarec.retrieval.retriever import is_ready, load_retriever, train_retriever
+from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
 from recbole_llamarec.scoring.fusion import Fusion
 from recbole_llamarec.scoring.language_model import LanguageModel, language_model_of
 from recbole_llamarec.tuning.curve import TrainingCurve
@@ -130,7 +130,8 @@ class LlamaRecTrainer(Trainer):
 
     def _train_retriever(self, train_data, valid_data, saved, show_progress, callback_fn) -> None:
         name, retriever = self.settings.retriever, self.model.retriever
-        if is_ready(retriever, self.settings):
+        if self.settings.retriever_checkpoint:
+            load_retriever(retriever, name, self.settings.retriever_checkpoint)
             return
         file = Path(self.saved_model_file).with_suffix(f".{name}.pth")
         state = self._files.phases.get("retriever", {})

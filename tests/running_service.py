@@ -36,6 +36,10 @@ class Running:
         body = {"history": list(history), "candidates": list(candidates), **fields}
         return self.client.post("/rank", json=body)
 
+    def rerank(self, query, documents, **fields) -> httpx2.Response:
+        body = {"query": query, "documents": list(documents), **fields}
+        return self.client.post("/rerank", json=body)
+
     def metric(self, name: str, **labels: str) -> float:
         """A value of Prometheus' registry; 0 where it has not been counted yet."""
         return self.server.service.metrics.registry.get_sample_value(name, labels) or 0.0

@@ -34,8 +34,12 @@ PACKAGE = ROOT / "recbole_llamarec"
 PROPERTIES = (ROOT / "properties" / "model" / "LlamaRec.yaml").read_text(encoding="utf-8")
 TABLE = (ROOT / "docs" / "keys.md").read_text(encoding="utf-8")
 MADE_BY = "run python -m recbole_llamarec.generate_keys"
-# RecBole makes the data set before the model; tuning of keys names the retriever's checkpoint.
-WITHOUT_SETTINGS = {"data/dataset.py", "integration/caches.py", "hyper_tuning.py"}
+# RecBole makes the data set before the model; tuning of keys names the retriever's checkpoint; a
+# retriever has a configuration of its own.
+WITHOUT_SETTINGS = {
+    *("data/dataset.py", "integration/caches.py", "hyper_tuning.py"),
+    "retrieval/file_retriever.py",
+}
 TYPES = {
     int: ("int", "float"),
     float: ("float",),

@@ -59,6 +59,7 @@ class Run:
 MAIN_JOB = "python run_recbole.py --model=LlamaRec --dataset=ml-100k"
 TINY = "--dataset=tiny --config_files=run.yaml"
 RECOMMEND = "python -m recbole_llamarec.recommend --checkpoint saved/LlamaRec-….pth"
+EXPORT = "python -m recbole_llamarec.export saved/LlamaRec-….pth"
 CONVERT = "python -m recbole_llamarec.convert"
 
 
@@ -110,6 +111,11 @@ RUNS = {
     ),
     "python -m recbole_llamarec.report saved/LlamaRec-….pth": Run(leaves="saved/LlamaRec-….html"),
 }
+RUNS |= {
+    f"{EXPORT} --to exported": Run(leaves="exported/base/model.safetensors"),
+    f"{EXPORT} --to merged --merged --dtype bfloat16": Run(leaves="merged/model.safetensors"),
+    f"{EXPORT} --prompts prompts.jsonl": Run(prints="prompts.jsonl: "),
+}
 INSTALLED = "python -m recbole_llamarec --model=LlamaRec …"
 RESUME = f"{MAIN_JOB} --resume=saved/LlamaRec-….pth"
 
@@ -146,6 +152,12 @@ ELSEWHERE = {
     "-DBUILD_SHARED_LIBS=OFF -DLLAMA_USE_PREBUILT_UI=OFF": A_MODEL_SERVER,
     "cmake --build build --target llama-server": A_MODEL_SERVER,
     "build/bin/llama-server -m MODEL.gguf --port 8000 -np 4 -c 16384": A_MODEL_SERVER,
+    f'{CURL} \'{{"query": "Heat (1995)\\nFargo (1996)", "documents": ["Alien (1979)", '
+    '{"item": "172"}], "top_n": 1}\' http://127.0.0.1:8000/rerank': (
+        "it needs a service: tests/serve/test_rerank.py"
+    ),
+    'python exported/rank.py --history "Heat (1995)" "Fargo (1996)" --candidates '
+    '"Toy Story (1995)" "Alien (1979)"': "it needs an export: tests/export/test_export.py",
     **{
         f"python benchmarks/run.py benchmarks/suites/{suite}.yaml --data dataset": A_SUITE
         for suite in ("paper", "ranker", "settings", "retrievers")

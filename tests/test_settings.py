@@ -144,9 +144,11 @@ def test_lists_become_tuples_and_a_missing_mapping_is_empty():
         ({"evidence_items": 5, "rerank_fusion": 0.5}, ["evidence_items: 5", "auto", "0.5"]),
         ({"scorers": ["own"], "rerank_fusion": 0.5}, ["scorers: ['own']", "auto", "0.5"]),
         (
-            {"train_candidates": "retriever", "train_candidates_from": 10, "train_pool": 21},
-            ["train_candidates_from: 10", "rerank_candidates, 20", "train_pool: 21"],
+            {"train_candidates": "retriever", "train_candidates_from": 10},
+            ["train_candidates_from: 10", "rerank_candidates, 20"],
         ),
+        ({"train_pool": 21}, ["train_pool: 21", "at most rerank_candidates, 20"]),
+        ({"train_pool": 1}, ["train_pool: 1", "2"]),
         ({"ranking_method": "letters"}, ["ranking_method: 'letters'", "verbalizer", "none"]),
         ({"ranking_method": None}, ["ranking_method: None"]),
         ({"train_loss": "titles"}, ["train_loss", "next_token", "ranking_method: likelihood"]),

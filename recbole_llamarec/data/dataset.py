@@ -16,9 +16,6 @@ from recbole_llamarec.data.item_text import format_fields, item_texts
 from recbole_llamarec.data.reading import AtomicDataset
 from recbole_llamarec.data.seen import SeenItems
 
-PART = "_part"  # column of the rows of an evaluation part: which one they are of
-VALID, TEST = 1, 2
-
 
 class LlamaRecDataset(AtomicDataset):
     """``SequentialDataset`` whose users' items stand in the order of their exact timestamps.
@@ -77,15 +74,6 @@ class LlamaRecDataset(AtomicDataset):
         chosen = Chronology.of(ChoiceRows.of(self, times), self.user_num)  # rows of all parts
         self.chosen = SeenItems(chosen.starts, chosen.items)
         self.inter_feat.update(Interaction({CHOSEN_BEFORE: torch.from_numpy(chosen.before)}))
-
-    def build(self):
-        """RecBole's parts, of which validation and test rows say that they are."""
-        parts = super().build()
-        for number, part in enumerate(parts):
-            if number in (VALID, TEST):
-                rows = part.inter_feat
-                rows.update(Interaction({PART: torch.full((len(rows),), number)}))
-        return parts
 
     def _exact_times(self) -> np.ndarray | None:
         """Times of the rows of ready-made splits, which RecBole leaves in the order of the files.

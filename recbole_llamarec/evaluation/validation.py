@@ -29,8 +29,7 @@ def fit_on_validation(
         the fusion, and the rank metrics of each stage by its name, the final order's last.
     """
     opinions = {name: records.opinions[name] for name in scorers}
-    ranked = records.ranked
-    fusion = fit_fusion(ranked["retriever"], opinions, records.target_columns, ranked["masked"])
+    fusion = fit_fusion(records.ranked["retriever"], opinions, records.target_columns)
     results = {}
     for stage in fusion.stages(retriever_name, scorers):
         means = metrics_of_ranks(records.ranks_by(stage), config).mean()

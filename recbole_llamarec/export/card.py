@@ -113,8 +113,9 @@ _TEXT = """---
 {header}---
 # LlamaRec for {dataset}
 
-{what} with which {base} ranks a retriever's candidates for a user's history, each behind an index
-letter, in one forward pass (LlamaRec, arXiv 2311.02089).
+{what}, of {base}.
+It ranks a retriever's candidates for a user's history, each behind an index letter, in one forward
+pass (LlamaRec, arXiv 2311.02089).
 {quantised}
 ## Use
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +70,19 @@ def write_folder(export: Export, directory: Path, merged: bool, card: dict[str, 
     """
     from safetensors import SafetensorError
 
-    require_own(directory)
     weights = MERGED if merged else ADAPTER
     about = json.dumps(description(export, weights), indent=1, ensure_ascii=False) + "\n"
     script = Path(__file__).with_name(SCRIPT).read_text(encoding="utf-8")
     texts = {**card, ABOUT: about, SCRIPT: script}
-    with folder_written_whole(directory, OPTION) as staging:
+    with folder_written_whole(directory, OPTION, require_own) as staging:
         try:
             _write_weights(export, staging, merged)
         except SafetensorError as error:  # a full disk, too
             raise OSError(str(error)) from error
         for name, text in texts.items():
             (staging / name).write_text(text, encoding="utf-8")
+        for file in staging.rglob("*.safetensors"):  # they are written for their owner alone
+            shutil.copymode(staging / ABOUT, file)
 
 
 def _write_weights(export: Export, staging: Path, merged: bool) -> None:

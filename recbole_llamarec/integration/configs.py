@@ -36,6 +36,7 @@ SHARED_KEYS = (
     *("device", "single_spec", "local_rank", "world_size", "nproc", "offset", "ip", "port"),
     *("worker", "shuffle", "wandb_project", "numerical_features", "eval_type"),
     *("valid_neg_sample_args", "test_neg_sample_args", "encoding", "exact_chronology"),
+    "retriever_file",
 )
 
 
@@ -57,7 +58,7 @@ def sequential_model_class(name: str) -> type:
         names = ", ".join(sorted(n for n in vars(sequential_recommenders) if n[0].isupper()))
         raise ValueError(
             f"retriever: {name!r} is not a model that RecBole knows. Allowed are its sequential "
-            f"recommenders, spelt as their classes: {names}."
+            f"recommenders, spelt as their classes: {names}; or file."
         ) from None
     if getattr(model_class, "type", None) != ModelType.SEQUENTIAL or name == "LlamaRec":
         raise ValueError(

@@ -5,6 +5,7 @@ Registration writes here and shims read here, so that neither imports the other.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,9 @@ from recbole.config import Config
 
 from recbole_llamarec.keys import PLAIN, SWITCH, TEXT, Rule, mapping_to, number
 
+FILE_RETRIEVER = "file"  # value of the key ``retriever``: candidates of another recommender
+# value of ``retriever_file`` where a checkpoint holds the tables
+IN_CHECKPOINT = os.path.join(os.devnull, "checkpoint")
 PACKAGE = Path(__file__).resolve().parents[1]
 MODELS = {"LlamaRec": "recbole_llamarec.llamarec", "LRURec": "recbole_llamarec.retrieval.lrurec"}
 TRAINERS = {
@@ -26,7 +30,7 @@ TRAINERS = {
 
 # Retrievers of other packages and their default settings, by class name.
 registered_classes: dict[str, type] = {}
-default_settings: dict[str, Mapping[str, Any]] = {}
+default_settings: dict[str, Mapping[str, Any]] = {FILE_RETRIEVER: {"loss_type": "CE"}}
 
 
 def properties_file(kind: str, name: str) -> Path:

@@ -24,6 +24,8 @@ def register() -> None:
     shims.install()
     for name, module_name in known.MODELS.items():
         _make_known(getattr(importlib.import_module(module_name), name))
+    file_retriever = importlib.import_module("recbole_llamarec.retrieval.file_retriever")
+    _make_known(file_retriever.FileRetriever, known.FILE_RETRIEVER)
     for name, module_name in known.TRAINERS.items():
         trainer = f"{name}Trainer"
         setattr(recbole_trainers, trainer, getattr(importlib.import_module(module_name), trainer))
@@ -59,9 +61,9 @@ def register_retriever(
         setattr(recbole_trainers, f"{name}Trainer", trainer_class)
 
 
-def _make_known(model_class: type) -> None:
-    """Put a model where RecBole's ``get_model`` looks it up by name."""
-    name = model_class.__name__
+def _make_known(model_class: type, name: str | None = None) -> None:
+    """Put a model where RecBole's ``get_model`` looks it up by name, its class's if left out."""
+    name = name or model_class.__name__
     module = types.ModuleType(f"{sequential_recommenders.__name__}.{name.lower()}")
     module.__spec__ = ModuleSpec(module.__name__, None)
     setattr(module, name, model_class)

@@ -14,6 +14,8 @@ import numpy as np
 from recbole.config import Config
 from torch import Tensor
 
+from recbole_llamarec.integration.known import FILE_RETRIEVER, IN_CHECKPOINT
+
 # The machine, the folders and the logs are those of whoever reads a file. Besides, no key that
 # ends in one of the endings is taken: RecBole and its models open such files, some as pickles.
 READERS_KEYS = {
@@ -133,6 +135,8 @@ def config_from_file(values: Any, data_path: str | None = None) -> Config:
     if isinstance(negatives, dict) and negatives.get("distribution") == "none":
         taken["train_neg_sample_args"] = None  # as RecBole wants it from outside
     taken |= {"dataset_save_path": NOWHERE, "dataloaders_save_path": NOWHERE}
+    if taken.get("retriever") == FILE_RETRIEVER:
+        taken["retriever_file"] = IN_CHECKPOINT
     if data_path is not None:
         taken["data_path"] = data_path
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from recbole_llamarec.data.seen import SeenItems, seen_mask
 from recbole_llamarec.finite import NotFiniteError, check_finite
 
 REMEDY = "Train it with a lower learning_rate, a key of retriever_config."
+LEFT_OUT = -1e38  # the score of an item that a retriever which leaves items out does not propose
+BEHIND = 50.0  # nats between the lowest score of what takes part and all that stands behind
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,9 @@ class Candidates:
     Attributes:
         order: int64 item ids ``[B, N]``, each row a permutation, best first.
         items: int64 ``[B, K]``, the candidates: the first K of ``order``.
-        scores: float32 ``[B, K]``, the retriever's log-probabilities among the candidates that are
-            not masked; a masked one has the least of its row.
-        n_open: int64 ``[B]``, how many items are not masked: the first of ``order``.
+        scores: float32 ``[B, K]``, the retriever's log-probabilities among the candidates.
+        n_open: int64 ``[B]``, how many items take part: the first of ``order``. All behind them,
+            items seen or left out by the retriever, stay there whatever the scorers say.
     """
 
     order: Tensor
@@ -35,12 +37,9 @@ class Candidates:
 
     @property
     def masked(self) -> Tensor:
-        """Bool ``[B, K]``: candidates that stand behind all others whatever the scorers say.
-
-        There are some where fewer than K items are left.
-        """
-        places = torch.arange(self.items.shape[1], device=self.items.device)
-        return places >= self.n_open.unsqueeze(1)
+        """Candidates that do not take part, where fewer than K items do; bool ``[B, K]``."""
+        columns = torch.arange(self.items.shape[1], device=self.items.device)
+        return columns >= self.n_open.unsqueeze(1)
 
     @property
     def n_items(self) -> int:
@@ -89,35 +88,56 @@ def propose(retriever, interaction, k: int, masked: Tensor | None = None) -> Can
     """Let a retriever order all items, and take the first as candidates.
 
     Args:
-        retriever: gives scores by ``full_sort_predict``.
+        retriever: gives scores by ``full_sort_predict``. One with ``leaves_out = True`` proposes
+            not all items: those with the score ``LEFT_OUT`` take no part, and stand behind what it
+            proposes; those with minus infinity stand behind the whole catalogue.
         interaction: RecBole ``Interaction`` of B rows, with users and histories.
         k: candidates of each row; no more than there are items.
         masked: bool ``[B, N]``, items that stand behind all others, from
             :func:`~recbole_llamarec.data.seen.seen_mask`; ``None`` masks none.
 
     Returns:
-        the order, the candidates and their log-probabilities: a softmax over those of the K
-        candidates that are not masked, computed in float64.
+        the order, the candidates and their log-probabilities: a softmax over the K candidates,
+        computed in float64.
 
     Raises:
-        NotFiniteError: a score is NaN, or that of a candidate that is not masked is infinite.
+        NotFiniteError: a score is NaN, or a candidate's is infinite.
         ValueError: there are more than 2^28 items.
     """
     scores = catalogue_scores(retriever.full_sort_predict, interaction).float()  # [B, N]
+    leaves_out = getattr(retriever, "leaves_out", False)
+    if leaves_out:
+        left_out = scores <= LEFT_OUT
+        if masked is not None:  # items seen stand behind those left out
+            scores = torch.where(masked, scores.clamp(max=2 * LEFT_OUT), scores)
+        masked = left_out if masked is None else left_out | masked
     order = ranked_items(scores, masked)
-    n_rows, n_items = scores.shape
-    items = order[:, : min(k, n_items - 1)]  # without the padding item
-    n_open = torch.full((n_rows,), n_items - 1, device=order.device)  # [B]
+    items = order[:, : min(k, scores.shape[1] - 1)]  # without the padding item
+    n_open = torch.full((len(order),), scores.shape[1] - 1, device=order.device)
     if masked is not None:
-        n_open -= masked[:, 1:].sum(1).to(order.device)
-    places = torch.arange(items.shape[1], device=order.device)
-    is_masked = places >= n_open.unsqueeze(1)  # [B, K]
+        n_open -= masked[:, 1:].sum(1)
     first = scores.gather(1, items)  # [B, K]
-    check_finite(first.masked_fill(is_masked, 0), "retriever's scores", REMEDY)
-    among = first.double().masked_fill(is_masked, -torch.inf).log_softmax(dim=1)  # [B, K]
-    among = among.masked_fill(is_masked, 0)
-    least = among.amin(1, keepdim=True)  # [B, 1]
-    return Candidates(order, items, torch.where(is_masked, least, among).float(), n_open)
+    candidates = Candidates(order, items, first, n_open)
+    if leaves_out:
+        first = behind_the_others(first, candidates.masked)
+    check_finite(first, "retriever's scores", REMEDY)
+    among = first.double().log_softmax(dim=1)  # [B, K]
+    return replace(candidates, scores=among.float())
+
+
+def behind_the_others(scores: Tensor, masked: Tensor) -> Tensor:
+    """Scores of candidates in which those that do not take part are far below all others.
+
+    Args:
+        scores: ``[R, K]``.
+        masked: bool ``[R, K]``, candidates that do not take part.
+
+    Returns:
+        ``[R, K]``; where no candidate takes part, all are equal.
+    """
+    lowest = scores.masked_fill(masked, torch.inf).amin(1, keepdim=True)  # [R, 1]
+    lowest = lowest.masked_fill(lowest.isinf(), 0.0)
+    return torch.where(masked, lowest - BEHIND, scores)
 
 
 @torch.no_grad()

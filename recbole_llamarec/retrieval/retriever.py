@@ -25,9 +25,7 @@ from recbole_llamarec.integration.configs import (
 from recbole_llamarec.integration.interruption import warn_of_interruption
 from recbole_llamarec.integration.resume import State, resumable
 from recbole_llamarec.keys import shown
-from recbole_llamarec.retrieval.candidate_files import GIVEN
 from recbole_llamarec.retrieval.candidates import REMEDY, catalogue_scores
-from recbole_llamarec.retrieval.given import GivenCandidates
 from recbole_llamarec.tuning.curve import TrainingCurve
 
 logger = logging.getLogger(__name__)
@@ -38,7 +36,7 @@ def build_retriever(config, name: str, overrides: Mapping[str, Any], dataset):
 
     Args:
         config: the run's RecBole ``Config``.
-        name: a sequential recommender that RecBole knows, or ``file``.
+        name: a sequential recommender that RecBole knows.
         overrides: RecBole keys on top of the retriever's defaults.
         dataset: the run's training data set.
 
@@ -49,10 +47,8 @@ def build_retriever(config, name: str, overrides: Mapping[str, Any], dataset):
         ValueError: no such retriever, it is not sequential, or an override is no key of it; or it
             cannot be built as its keys say.
     """
+    model_class = sequential_model_class(name)
     try:
-        if name == GIVEN:
-            return GivenCandidates(config, dataset).to(config["device"]), config
-        model_class = sequential_model_class(name)
         derived = retriever_config(config, name, overrides)
         report_retriever_keys(derived, overrides)
         with torch_loads_inertly():
@@ -60,33 +56,13 @@ def build_retriever(config, name: str, overrides: Mapping[str, Any], dataset):
         retriever.catalogue = tokens_of(dataset)
         return retriever, derived
     except Exception as error:  # RecBole's models check few of their values
-        if "retriever_config" in str(error) or name == GIVEN:
+        if any(key in str(error) for key in ("retriever_config", "retriever_file")):
             raise
         given = "; ".join(f"{key}: {shown(value)}" for key, value in overrides.items())
         raise ValueError(
             f"retriever: {name} cannot be built with retriever_config: {given or '~'} "
             f"({type(error).__name__}: {error})."
         ) from error
-
-
-def is_ready(retriever, settings: Any) -> bool:
-    """Whether a retriever needs no training; one whose checkpoint is named is loaded from it.
-
-    Args:
-        retriever: from :func:`build_retriever`.
-        settings: the run's ``LlamaRecSettings``.
-
-    Raises:
-        FileNotFoundError, ValueError: of the checkpoint; or no file of candidates is named.
-    """
-    if isinstance(retriever, GivenCandidates):
-        if settings.retriever_file is None:
-            raise ValueError("retriever: file needs retriever_file, the file of the candidates.")
-        return True
-    if settings.retriever_checkpoint:
-        load_retriever(retriever, settings.retriever, settings.retriever_checkpoint)
-        return True
-    return False
 
 
 def train_retriever(
@@ -104,6 +80,8 @@ def train_retriever(
     save: Callable[[State], None] | None = None,
 ) -> TrainingCurve:
     """Train a retriever by RecBole's trainer of its model and load its best state.
+
+    One without weights to learn, as ``retriever: file``, is left as it is.
 
     Args:
         config: the retriever's ``Config``.
@@ -127,6 +105,8 @@ def train_retriever(
     Raises:
         ValueError: it is to be pre-trained, or RecBole cannot train it on this data.
     """
+    if not any(weight.requires_grad for weight in retriever.parameters()):
+        return TrainingCurve()
     _check_stage(config, retriever)
     logger.info(f"Stage 1 of 2: training the retriever {config['model']}")
     with logging_stage("retriever", log_directory):

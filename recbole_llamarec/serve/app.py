@@ -14,6 +14,7 @@ from recbole_llamarec.serve.errors import ServiceError, documented, handle_error
 from recbole_llamarec.serve.limits import Limits
 from recbole_llamarec.serve.middleware import Authorize, CheckHost, Observe, ReadBody
 from recbole_llamarec.serve.pages import page
+from recbole_llamarec.serve.rerank import RerankAnswer, RerankRequest, rerank_request
 from recbole_llamarec.serve.schema import (
     MAX_FOUND,
     MAX_TOKEN,
@@ -77,6 +78,7 @@ def create_app(
     handle_errors(app)
     requests = RequestModels(limits, recommender.model.n_items - 1)
     _add_results(app, service, requests)
+    _add_rerank(app, service, rerank_request(limits, requests))
     _add_catalogue(app, recommender, requests.max_k)
     _add_state(app, service)
     _add_page(app, "/", "page.html")
@@ -101,6 +103,13 @@ def _add_results(app: FastAPI, service: Service, requests: RequestModels) -> Non
     @app.post("/rank", response_model=RankAnswer, responses=documented(*COMPUTED, 409))
     async def rank(body: requests.rank, request: Request) -> JSONResponse:  # type: ignore[name-defined]
         """Given candidates in the order of the language model, whatever the retriever thinks."""
+        return JSONResponse(await service.answer(body, request.receive))
+
+
+def _add_rerank(app: FastAPI, service: Service, request_model: type[RerankRequest]) -> None:
+    @app.post("/rerank", response_model=RerankAnswer, responses=documented(*COMPUTED, 409))
+    async def rerank(body: request_model, request: Request) -> JSONResponse:  # type: ignore[valid-type]
+        """What POST /rank does, in the form of Cohere's and Jina's rerankers."""
         return JSONResponse(await service.answer(body, request.receive))
 
 

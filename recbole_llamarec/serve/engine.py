@@ -10,11 +10,12 @@ from recbole_llamarec.finite import naming_stage
 from recbole_llamarec.given_candidates import Candidate
 from recbole_llamarec.recommender import Recommendation, Recommender
 from recbole_llamarec.serve.errors import ServiceError
+from recbole_llamarec.serve.rerank import ALONE, RerankRequest, answer_of
 from recbole_llamarec.serve.schema import RankRequest, RecommendRequest
 
-Request = RecommendRequest | RankRequest
+Request = RecommendRequest | RankRequest | RerankRequest
 Answer = dict[str, Any]
-R = TypeVar("R", RecommendRequest, RankRequest)
+R = TypeVar("R", RecommendRequest, RankRequest, RerankRequest)
 
 
 class Engine:
@@ -42,9 +43,11 @@ class Engine:
         distinct = list(dict.fromkeys(requests))
         to_recommend = [r for r in distinct if isinstance(r, RecommendRequest)]
         to_rank = [r for r in distinct if isinstance(r, RankRequest)]
+        to_rerank = [r for r in distinct if isinstance(r, RerankRequest)]
         answers: dict[Request, Answer | Exception] = {}
         answers.update(zip(to_recommend, _each(self._recommend, to_recommend), strict=True))
         answers.update(zip(to_rank, _each(self._rank, to_rank), strict=True))
+        answers.update(zip(to_rerank, _each(self._rerank, to_rerank), strict=True))
         return [answers[request] for request in requests]
 
     def check(self, request: Request) -> None:
@@ -53,27 +56,35 @@ class Engine:
         Raises:
             ServiceError: names the field.
         """
-        fields = {"history": request.history}
+        if not isinstance(request, RecommendRequest) and self.recommender.prompts is None:
+            raise ServiceError(409)
+        if isinstance(request, RerankRequest):
+            self._check_tokens("query", request.tokens)
+            self._check_tokens("documents", request.items)
+            return
+        self._check_tokens("history", request.history)
         if isinstance(request, RankRequest):
-            if self.recommender.prompts is None:
-                raise ServiceError(409)
-            pool = request.candidates
-            fields["candidates"] = tuple(item for item in pool if isinstance(item, str))
-            if len(set(pool)) < len(pool):
-                raise ServiceError(422, "A candidate stands there twice.", "candidates")
-            most = self.max_candidates
-            if request.prompt and most is not None and len(pool) > most:
-                raise ServiceError(
-                    422,
-                    f"More than {most} candidates are ranked in several prompts; "
-                    "give fewer to see the prompt.",
-                    "prompt",
-                )
-        for field, tokens in fields.items():
-            try:
-                self.recommender.ids_of(tokens)
-            except ValueError as error:
-                raise ServiceError(422, str(error), field) from error
+            self._check_pool(request)
+
+    def _check_pool(self, request: RankRequest) -> None:
+        pool = request.candidates
+        if len(set(pool)) < len(pool):
+            raise ServiceError(422, "A candidate stands there twice.", "candidates")
+        most = self.max_candidates
+        if request.prompt and most is not None and len(pool) > most:
+            raise ServiceError(
+                422,
+                f"More than {most} candidates are ranked in several prompts; "
+                "give fewer to see the prompt.",
+                "prompt",
+            )
+        self._check_tokens("candidates", [item for item in pool if isinstance(item, str)])
+
+    def _check_tokens(self, field: str, tokens: Sequence[str]) -> None:
+        try:
+            self.recommender.ids_of(tokens)
+        except ValueError as error:
+            raise ServiceError(422, str(error), field) from error
 
     def _recommend(self, requests: Sequence[RecommendRequest]) -> list[Answer]:
         recommender, fusion = self.recommender, self.recommender.model.fusion
@@ -106,6 +117,22 @@ class Engine:
             }
             for request, pool, result in zip(requests, pools, results, strict=True)
         ]
+
+    def _rerank(self, requests: Sequence[RerankRequest]) -> list[Answer]:
+        recommender = self.recommender
+        rivals = [request for request in requests if len(request.pool) > 1]
+        ranked = recommender.rank_places(
+            [request.history for request in rivals], [request.pool for request in rivals]
+        )
+        by_request = dict(zip(rivals, ranked, strict=True))
+        answers = []
+        for request in requests:
+            ids = recommender.ids_of(request.items)
+            titles = {
+                token: recommender.texts[i] for token, i in zip(request.items, ids, strict=True)
+            }
+            answers.append(answer_of(request, by_request.get(request, [ALONE]), titles))
+        return answers
 
     def _prompt(self, request: RankRequest, pool: Sequence[Candidate]) -> str:
         return self.recommender.prompt(request.history, pool)

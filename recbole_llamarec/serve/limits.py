@@ -21,7 +21,7 @@ class Limits:
 
     max_body: int = limit(262_144, 1, "bytes of a request's body")
     max_history: int = limit(500, 1, "items of a history")
-    max_candidates: int = limit(100, 2, "candidates of POST /rank")
+    max_candidates: int = limit(100, 2, "candidates of POST /rank, documents of POST /rerank")
     max_k: int = limit(100, 1, "items of an answer of POST /recommend")
     max_text: int = limit(300, 1, "characters of an item given by its text")
     max_batch: int = limit(16, 1, "requests that are computed together; 1 computes one by one")

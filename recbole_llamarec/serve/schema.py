@@ -4,7 +4,8 @@ A request is a frozen value: it is itself the job that is queued and the key of 
 cache.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import (
     BaseModel,
@@ -24,7 +25,19 @@ MAX_TOKEN = 200  # characters of an item token or of a search
 MAX_FOUND = 50  # items of a search
 UNIQUE: dict[str, Any] = {"uniqueItems": True}
 RankerState = Literal["used", "no weight", "none"]
-TAGS = ("(token)", "(text)")  # of the two forms of a candidate; they show in pydantic's errors
+# Of the forms of a candidate, a document or a query; they show in pydantic's errors.
+TAGS = ("(token)", "(text)", "(item)", "(tokens)", "(titles)")
+
+
+def one_of_forms(forms: Mapping[str, Any], form_of: Callable[[object], str]) -> Any:
+    """The type of a field that takes several forms.
+
+    Args:
+        forms: the type of each, by its tag.
+        form_of: tag of a value.
+    """
+    tagged = tuple(Annotated[kind, Tag(tag)] for tag, kind in forms.items())
+    return Annotated[Union[tagged], Discriminator(form_of)]  # noqa: UP007
 
 
 def _number(value: object) -> object:
@@ -34,21 +47,24 @@ def _number(value: object) -> object:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_number)]
+WHOLE = BeforeValidator(_number)
+Count = Annotated[int, WHOLE]
 Token = Annotated[str, Field(max_length=MAX_TOKEN)]
 
 
-class _Request(BaseModel):
+class Frozen(BaseModel):
+    """A part of a request."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TextItem(_Request):
+class TextItem(Frozen):
     """An item that the data set does not have."""
 
     text: str
 
 
-class RecommendRequest(_Request):
+class RecommendRequest(Frozen):
     """Recommend items of the catalogue for a history."""
 
     history: tuple[str, ...]
@@ -56,7 +72,7 @@ class RecommendRequest(_Request):
     prompt: bool
 
 
-class RankRequest(_Request):
+class RankRequest(Frozen):
     """Rank given candidates for a history."""
 
     history: tuple[str, ...]
@@ -73,6 +89,7 @@ class RequestModels:
 
     Attributes:
         recommend, rank: subclasses of :class:`RecommendRequest` and :class:`RankRequest`.
+        text_item: subclass of :class:`TextItem`.
         max_k: most items of an answer.
     """
 
@@ -90,16 +107,16 @@ class RequestModels:
             k=(Count, Field(min(10, most), ge=1, le=most, description="Items of the answer.")),
             prompt=prompt,
         )
-        text_item = create_model(
+        self.text_item: type[TextItem] = create_model(
             "TextItem",
             __base__=TextItem,
             __doc__=TextItem.__doc__,
             text=(str, Field(min_length=1, max_length=limits.max_text)),
         )
-        candidate = Annotated[
-            Annotated[Token, Tag(TAGS[0])] | Annotated[text_item, Tag(TAGS[1])],  # type: ignore[valid-type]
-            Discriminator(lambda value: TAGS[not isinstance(value, str)]),
-        ]
+        candidate = one_of_forms(
+            {TAGS[0]: Token, TAGS[1]: self.text_item},
+            lambda value: TAGS[not isinstance(value, str)],
+        )
         about_pool = "Item tokens, or texts of items that the data set does not have; each once."
         pool = Field(
             min_length=2,
@@ -112,7 +129,7 @@ class RequestModels:
             __base__=RankRequest,
             __doc__=RankRequest.__doc__,
             history=(tuple[Token, ...], at_most),
-            candidates=(tuple[candidate, ...], pool),
+            candidates=(tuple[candidate, ...], pool),  # type: ignore[valid-type]
             prompt=prompt,
         )
 

@@ -18,12 +18,13 @@ from recbole_llamarec.adapters.card import read_card
 from recbole_llamarec.checksums import check_sums
 from recbole_llamarec.export.__main__ import main
 from recbole_llamarec.export.card import card_files
-from recbole_llamarec.export.folder import require_own
+from recbole_llamarec.export.folder import require_own, write_folder
 from recbole_llamarec.export.load import BaseModel, load_export
 from recbole_llamarec.files import save_tensors
 from recbole_llamarec.integration.checkpoints import load_checkpoint
 from recbole_llamarec.ranking.model.loading import LanguageModelSettings
 
+COMMIT = "0" * 40
 NAMES = ("recbole_llamarec", "recbole")  # what the reader does not have
 
 
@@ -69,6 +70,27 @@ def test_the_script_of_the_folder_scores_as_we_do(folder, elsewhere, recommender
     assert max(expected.values()) - min(expected.values()) > 1e-2  # not all alike
 
 
+def test_a_base_of_the_hub_is_named_and_fetched_from_there(
+    trained, tiny_llama, elsewhere, recommender, tmp_path
+):
+    """From the hub's cache, as it would lie there, without a network."""
+    repository = tmp_path / "hub" / "models--org--tiny"
+    shutil.copytree(tiny_llama, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1").write_text(COMMIT)
+    export = load_export(trained.checkpoint, trained.data_path, "float32")
+    of_hub = BaseModel.of(LanguageModelSettings(name_or_path="org/tiny", revision="v1"))
+    folder = tmp_path / "export"
+    write_folder(replace(export, base=of_hub), folder, False, {})
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", "v1")
+    assert not (folder / "base").exists()
+    environment = {**elsewhere, "HF_HUB_CACHE": str(tmp_path / "hub")}
+    pool = [f"i{n}" for n in range(20, 25)]
+    expected = {item.text: item.score for item in recommender.rank(["i3"], pool)}
+    assert scores_by(folder, environment, ["i3"], pool) == pytest.approx(expected, abs=1e-4)
+
+
 def test_the_reader_has_nothing_of_ours(elsewhere, tmp_path):
     for name in NAMES:
         command = [sys.executable, "-c", f"import {name}"]
@@ -95,7 +117,18 @@ def test_an_export_says_all_that_a_prompt_needs(folder, recommender):
     assert about["base_model"]["name"].startswith("tiny-llama")
 
 
-def test_an_export_is_replaced_and_nothing_else_is(folder, trained, tmp_path):
+def test_an_export_is_replaced_by_one_of_the_other_form(folder, trained, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    other = ["--merged"] if folder.name == "adapter" else []
+    main([str(trained.checkpoint), f"--data-path={trained.data_path}", f"--to={copy}", *other])
+    assert (copy / "base").is_dir() == (copy / "adapter_config.json").is_file() == (not other)
+    assert check_sums(copy) and [file.name for file in tmp_path.iterdir()] == ["copy"]
+    modes = {file.stat().st_mode for file in copy.rglob("*") if file.is_file()}
+    assert len(modes) == 1  # who may read one may read all
+
+
+def test_nothing_but_an_export_is_replaced(folder, trained, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     require_own(copy)

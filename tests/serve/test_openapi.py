@@ -49,6 +49,9 @@ def document_of(running: Running, known: list[str] | None = None):
         (token, _) = properties["RankRequest"]["properties"]["candidates"]["items"]["oneOf"]
         assert token["type"] == "string"
         token["enum"] = known
+        (_, tokens) = properties["RerankRequest"]["properties"]["query"]["oneOf"]
+        tokens["items"]["enum"] = known
+        properties["ItemDocument"]["properties"]["item"]["enum"] = known
     loaded = schemathesis.openapi.from_dict(document)
     loaded.config.update(base_url=running.url)
     return loaded
@@ -67,7 +70,7 @@ def of_known_items(small_pools, recommender):
 def requests(document, *modes: GenerationMode):
     """Requests to all routes of a document, right or wrong ones."""
     operations = [found.ok() for found in document.get_all_operations()]
-    assert len(operations) == 6
+    assert len(operations) == 7
     return st.one_of(
         [one.as_strategy(generation_mode=mode) for one in operations for mode in modes]
     )
@@ -94,10 +97,13 @@ def test_what_is_right_is_answered(of_known_items):
 def test_the_document_states_the_limits(service):
     schemas = service.client.get("/openapi.json").json()["components"]["schemas"]
     recommend, rank = schemas["RecommendRequest"], schemas["RankRequest"]
+    rerank = schemas["RerankRequest"]
     assert recommend["properties"]["history"]["maxItems"] == 500
     assert recommend["properties"]["k"]["maximum"] == 60  # items of the catalogue
     assert rank["properties"]["candidates"]["maxItems"] == 100
+    assert rerank["properties"]["documents"]["maxItems"] == 100
     assert recommend["required"] == ["history"]
+    assert rerank["required"] == ["query", "documents"]
     assert "HTTPValidationError" not in json.dumps(schemas)
 
 

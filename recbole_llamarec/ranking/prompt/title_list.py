@@ -80,9 +80,10 @@ class TitleList:
         """Items that the catalogue does not have, as ``PromptBuilder.with_titles`` has them."""
         n_items, token_ids = len(self.titles), self.token_ids
         distinct = list(dict.fromkeys(texts))
+        numbers = dict(zip(distinct, range(n_items, n_items + len(distinct)), strict=True))
         self._add(distinct)
         try:
-            yield [n_items + distinct.index(text) for text in texts]
+            yield [numbers[text] for text in texts]
         finally:
             del self.titles[n_items:], self._pieces[n_items:]
             self.token_ids = token_ids
