@@ -21,7 +21,13 @@ from recbole_llamarec.memory import keep_large_memory
 from recbole_llamarec.retrieval.candidates import Candidates, behind_the_others, propose
 from recbole_llamarec.retrieval.retriever import build_retriever
 from recbole_llamarec.scoring.fusion import Fusion
-from recbole_llamarec.scoring.scorer import Rows, Scorer, ScorerParts, build_scorers
+from recbole_llamarec.scoring.scorer import (
+    Rows,
+    Scorer,
+    ScorerParts,
+    build_scorers,
+    scores_of_open,
+)
 from recbole_llamarec.settings import LlamaRecSettings, report_unknown_keys
 
 
@@ -136,10 +142,7 @@ class LlamaRec(SequentialRecommender):
             items = candidates.items[ranked].cpu()  # [R, K]
             retriever = candidates.scores[ranked].cpu()  # [R, K]
             masked = candidates.masked[ranked].cpu()  # [R, K]
-            opinions = {
-                name: behind_the_others(scores, masked)
-                for name, scores in self.opinions(self.rows_of(interaction, ranked), items).items()
-            }
+            opinions = self.opinions(self.rows_of(interaction, ranked), items, masked)
             final = self.final_scores(retriever, opinions)  # [R, K]
             best_first = best_first_of(final.masked_fill(masked, -torch.inf))  # [R, K]
             if self._pass is not None:
@@ -183,7 +186,9 @@ class LlamaRec(SequentialRecommender):
         users = interaction[self.USER_ID][rows].cpu()
         return Rows([row[:n] for row, n in zip(histories, lengths, strict=True)], users)
 
-    def opinions(self, rows: Rows, items: torch.Tensor) -> dict[str, torch.Tensor]:
+    def opinions(
+        self, rows: Rows, items: torch.Tensor, masked: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """Each scorer's scores of candidates; of those alone that the order depends on.
 
         During an evaluation pass with ``all_scorers``, every scorer is asked.
@@ -191,16 +196,17 @@ class LlamaRec(SequentialRecommender):
         Args:
             rows: R of them.
             items: candidates, int64 ``[R, K]`` on the CPU.
+            masked: those that take no part, bool ``[R, K]`` on the CPU; no scorer sees them.
 
         Returns:
-            by name, float32 ``[R, K]`` on the CPU.
+            by name, float32 ``[R, K]`` on the CPU; masked candidates are far below all others.
 
         Raises:
             NotFiniteError: a score is NaN or infinite.
         """
         asks_all = self._pass is not None and self._pass.all_scorers
         opinions = {
-            name: scorer.scores(rows, items) if len(items) else torch.empty(items.shape)
+            name: behind_the_others(scores_of_open(scorer, rows, items, masked), masked)
             for name, scorer in self.scorers.items()
             if asks_all or self.fusion.takes_part(name)
         }

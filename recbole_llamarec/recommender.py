@@ -152,9 +152,9 @@ class Recommender:
         if model.fusion.changes_order:
             items = candidates.items.cpu()  # [B, K]
             rows = Rows(ids, interaction[model.USER_ID].cpu())
-            opinions = model.opinions(rows, items)
-            scores = model.final_scores(candidates.scores.cpu(), opinions)  # [B, K]
             masked = candidates.masked.cpu()  # [B, K], behind all others
+            opinions = model.opinions(rows, items, masked)
+            scores = model.final_scores(candidates.scores.cpu(), opinions)  # [B, K]
             best_first = best_first_of(scores.masked_fill(masked, -torch.inf))
             final[:, :n_candidates] = items.gather(1, best_first)
             read = opinions.get(self.language_model.name) if self.language_model else None

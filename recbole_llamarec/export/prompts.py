@@ -49,7 +49,7 @@ def write_prompts(export: Export, file: Path) -> int:
 
 @torch.no_grad()
 def prompts(export: Export) -> Iterator[dict[str, Any]]:
-    """The prompt of each test row; no target is read.
+    """The prompt of each test row that has candidates; no target is read.
 
     Yields:
         ``user`` and ``candidates`` as tokens, the latter in the order of the labels;
@@ -63,13 +63,16 @@ def prompts(export: Export) -> Iterator[dict[str, Any]]:
         proposed = model.propose(interaction)
         rows = model.rows_of(interaction, torch.arange(len(interaction)))
         users = dataset.id2token(dataset.uid_field, rows.users.numpy())
-        for user, history, items, scores in zip(
-            users, rows.histories, proposed.items.tolist(), proposed.scores.tolist(), strict=True
-        ):
+        columns = users, rows.histories, proposed.items.tolist(), proposed.scores.tolist()
+        for *row, n_open in zip(*columns, proposed.n_open.tolist(), strict=True):
+            user, history, items, scores = row
+            items = items[:n_open]  # where few candidates are given
+            if not items:
+                continue
             yield {
                 "user": str(user),
                 "candidates": [tokens[item] for item in items],
-                "retriever": scores,
+                "retriever": scores[:n_open],
                 "prompt_token_ids": ranker.encode(history, items).context,
                 "label_token_ids": list(ranker.verbalizer.token_ids[: len(items)]),
             }

@@ -58,6 +58,35 @@ class Scorer(Protocol):
         ...
 
 
+def scores_of_open(scorer: Scorer, rows: Rows, items: Tensor, masked: Tensor) -> Tensor:
+    """A scorer's scores of the candidates that take part; it sees no others.
+
+    A prompt shows no item that nobody has proposed, and probabilities are among those that it does
+    show. Rows with equally many candidates are scored together; a single one needs no opinion.
+
+    Args:
+        scorer: of the candidates.
+        rows: histories and users, R of them.
+        items: candidates, int64 ``[R, K]`` on the CPU, the masked ones last.
+        masked: those that take no part, bool ``[R, K]`` on the CPU.
+
+    Returns:
+        float32 ``[R, K]`` on the CPU; a masked candidate has the least score of its row, and all
+        have 0 where fewer than two take part.
+    """
+    n_open = (~masked).sum(1)  # [R]
+    scores = torch.zeros(items.shape)
+    for n in n_open.unique().tolist():
+        if n < 2:
+            continue
+        chosen = (n_open == n).nonzero().squeeze(1)  # [r]
+        part = Rows([rows.histories[row] for row in chosen.tolist()], rows.users[chosen])
+        own = scorer.scores(part, items[chosen, :n])  # [r, n]
+        scores[chosen, :n] = own
+        scores[chosen, n:] = own.amin(1, keepdim=True)
+    return scores
+
+
 @dataclass(frozen=True)
 class ScorerParts:
     """What scorers are built from.

@@ -205,3 +205,21 @@ def test_keys_that_contradict_it_are_named(tiny_run, workdir, changes, error):
     write(workdir / "a.tsv", given_candidates(0))
     with pytest.raises(ValueError, match=error):
         run_of(with_file(tiny_run, "a.tsv", **changes))
+
+
+def test_a_prompt_shows_given_candidates_alone(tiny_run, workdir, monkeypatch):
+    """However few they are; a single one is not shown at all."""
+    file = write(workdir / "a.tsv", given_candidates(8))
+    changes = {"ranking_method": "verbalizer", "evidence_items": 0, "rerank_fusion": None}
+    run = run_of(with_file(tiny_run, file, **changes))
+    run.model.fusion = Fusion.from_setting(None, ["verbalizer"])
+    ranker, shown = run.trainer.language_model.ranker, []
+    encode = ranker.encode
+    monkeypatch.setattr(ranker, "encode", lambda *row: shown.append(row[1]) or encode(*row))
+    interaction, _ = batch_of(run.test)
+    run.model.eval().full_sort_predict(interaction)
+    candidates = run.model.propose(interaction)
+    rows = zip(candidates.items.tolist(), candidates.n_open.tolist(), strict=True)
+    expected = [items[:n] for items, n in rows if n > 1]
+    assert sorted(shown) == sorted(expected)
+    assert {len(items) for items in shown} > {3, K}

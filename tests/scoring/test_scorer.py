@@ -7,7 +7,7 @@ import torch
 from runs import batch_of, run_of, untrained
 
 from recbole_llamarec.scoring import scorer as scorer_module
-from recbole_llamarec.scoring.scorer import build_scorers, register_scorer
+from recbole_llamarec.scoring.scorer import Rows, build_scorers, register_scorer, scores_of_open
 
 AUTO = {"rerank_fusion": "auto", "evidence_items": 2}
 
@@ -117,3 +117,35 @@ def test_a_scorer_with_the_name_of_the_retriever_is_refused(tiny_run):
     register_scorer("LRURec", lambda parts: Constant("LRURec"))
     with pytest.raises(ValueError, match="'LRURec' is the name of two"):
         untrained(tiny_run, rerank_fusion="auto", scorers=["LRURec"])
+
+
+class Recorded:
+    """A scorer that says what it was asked."""
+
+    name = "recorded"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[list[int]], list[int], list[list[int]]]] = []
+
+    def scores(self, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+        self.asked.append((list(rows.histories), rows.users.tolist(), items.tolist()))
+        return -items.float()
+
+
+def test_a_scorer_sees_no_candidates_that_take_no_part():
+    items = torch.tensor([[5, 6, 7], [8, 9, 1], [2, 3, 4], [7, 8, 9], [1, 2, 3]])
+    masked = torch.arange(3) >= torch.tensor([2, 3, 2, 1, 0]).unsqueeze(1)
+    scorer, rows = Recorded(), Rows([[1], [2], [3], [4], [5]], torch.arange(5))
+    scores = scores_of_open(scorer, rows, items, masked)
+    assert scorer.asked == [
+        ([[1], [3]], [0, 2], [[5, 6], [2, 3]]),
+        ([[2]], [1], [[8, 9, 1]]),
+    ]
+    assert scores.tolist() == [[-5, -6, -6], [-8, -9, -1], [-2, -3, -3], [0, 0, 0], [0, 0, 0]]
+
+
+def test_without_rows_no_scorer_is_asked():
+    nothing = torch.empty(0, 4, dtype=torch.int64)
+    scorer, rows = Recorded(), Rows([], torch.empty(0, dtype=torch.int64))
+    assert scores_of_open(scorer, rows, nothing, nothing.bool()).shape == (0, 4)
+    assert scorer.asked == []
