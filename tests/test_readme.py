@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 import yaml
+from given import given_candidates, write_given
 from helpers import ROOT, checkpoint_of, tiny_settings
 from recbole.config import Config
 
@@ -106,6 +107,12 @@ RUNS = {
     "python -m recbole_llamarec.split --dataset=ml-latest-small --out=split.tsv": Run(
         {"--dataset=ml-latest-small": TINY}, leaves="split.tsv"
     ),
+    f"{MAIN_JOB} --retriever=file --retriever_file=candidates.tsv": Run(
+        {"--dataset=ml-100k": f"{TINY} --retriever_config=None --ranking_method=none"},
+        prints="| file ",
+    ),
+    "python -m recbole_llamarec.trec --checkpoint=saved/LlamaRec-….pth --run=out.run "
+    "--qrels=out.qrels": Run(leaves="out.qrels"),
     "python -m recbole_llamarec.analysis saved/LlamaRec-….users.csv --out analysis": Run(
         {"--out": "--candidates=8 --out"}, leaves="analysis.html"
     ),
@@ -293,6 +300,7 @@ def place(tmp_path_factory, tiny_llama) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     write_workplace(folder, tiny_llama)
     (folder / "in.jsonl").write_text(json.dumps(["i1", "i2"]) + "\n")
+    write_given(folder / "candidates.tsv", given_candidates(0))
     write_raw_files(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
