@@ -104,6 +104,9 @@ RUNS = {
     f"{CONVERT} amazon-2014 FOLDER dataset/amazon-beauty": Run(
         leaves="dataset/amazon-beauty/amazon-beauty.item"
     ),
+    f"{CONVERT} amazon-2014 FOLDER dataset/amazon-games": Run(
+        leaves="dataset/amazon-games/amazon-games.item"
+    ),
     "python -m recbole_llamarec.split --dataset=ml-latest-small --out=split.tsv": Run(
         {"--dataset=ml-latest-small": TINY}, leaves="split.tsv"
     ),
@@ -137,6 +140,9 @@ CURL = 'curl -H "Content-Type: application/json" -d'
 ELSEWHERE = {
     f"{TORCH} && {MAIN_JOB}": "it takes minutes: tests/test_main_job.py, in small",
     f"{TORCH} -r tests/requirements.txt && python -m pytest": "it would run this test: .ci/run",
+    "python run_recbole.py --model=LlamaRec --dataset=amazon-games": (
+        "it needs the download: tests/data/test_amazon_games.py makes one up"
+    ),
     INSTALLED: "other commands need its run: below, in tests/test_readme.py",
     RESUME: "it needs an interrupted run: below, in tests/test_readme.py",
     f"{MAIN_JOB} --config_files=properties/llama-2-7b-qlora.yaml {FOUR_GPUS}": TWO_PROCESSES,
