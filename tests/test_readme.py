@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 import yaml
+from given import given_candidates, write_given
 from helpers import ROOT, checkpoint_of, tiny_settings
 from recbole.config import Config
 
@@ -103,9 +104,18 @@ RUNS = {
     f"{CONVERT} amazon-2014 FOLDER dataset/amazon-beauty": Run(
         leaves="dataset/amazon-beauty/amazon-beauty.item"
     ),
+    f"{CONVERT} amazon-2014 FOLDER dataset/amazon-games": Run(
+        leaves="dataset/amazon-games/amazon-games.item"
+    ),
     "python -m recbole_llamarec.split --dataset=ml-latest-small --out=split.tsv": Run(
         {"--dataset=ml-latest-small": TINY}, leaves="split.tsv"
     ),
+    f"{MAIN_JOB} --retriever=file --retriever_file=candidates.tsv": Run(
+        {"--dataset=ml-100k": f"{TINY} --retriever_config=None --ranking_method=none"},
+        prints="| file ",
+    ),
+    "python -m recbole_llamarec.trec --checkpoint=saved/LlamaRec-….pth --run=out.run "
+    "--qrels=out.qrels": Run(leaves="out.qrels"),
     "python -m recbole_llamarec.analysis saved/LlamaRec-….users.csv --out analysis": Run(
         {"--out": "--candidates=8 --out"}, leaves="analysis.html"
     ),
@@ -130,6 +140,9 @@ CURL = 'curl -H "Content-Type: application/json" -d'
 ELSEWHERE = {
     f"{TORCH} && {MAIN_JOB}": "it takes minutes: tests/test_main_job.py, in small",
     f"{TORCH} -r tests/requirements.txt && python -m pytest": "it would run this test: .ci/run",
+    "python run_recbole.py --model=LlamaRec --dataset=amazon-games": (
+        "it needs the download: tests/data/test_amazon_games.py makes one up"
+    ),
     INSTALLED: "other commands need its run: below, in tests/test_readme.py",
     RESUME: "it needs an interrupted run: below, in tests/test_readme.py",
     f"{MAIN_JOB} --config_files=properties/llama-2-7b-qlora.yaml {FOUR_GPUS}": TWO_PROCESSES,
@@ -293,6 +306,7 @@ def place(tmp_path_factory, tiny_llama) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     write_workplace(folder, tiny_llama)
     (folder / "in.jsonl").write_text(json.dumps(["i1", "i2"]) + "\n")
+    write_given(folder / "candidates.tsv", given_candidates(0))
     write_raw_files(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

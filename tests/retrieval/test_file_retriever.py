@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
 import torch
+from given import Given, given_candidates, with_file, write_given
 from helpers import checkpoint_of, tiny_settings
 from recbole.quick_start import load_data_and_model, run_recbole
 from runs import METRICS, batch_of, order_of, run_of
@@ -17,31 +17,6 @@ from recbole_llamarec.recommender import Recommender
 from recbole_llamarec.scoring.fusion import Fusion
 
 K = 8
-Given = dict[str, dict[str, float]]  # scores by user and item
-
-
-def given_candidates(seed: int) -> Given:
-    """Some items of each of 40 users but the last, none of user 5, fewer than K of many."""
-    generator = random.Random(seed)
-    return {
-        str(user): {
-            f"i{item}": generator.uniform(-3, 3)
-            for item in generator.sample(range(60), 0 if user == 5 else generator.randint(1, 40))
-        }
-        for user in range(1, 40)
-    }
-
-
-def write(file: Path, given: Given, more: str = "") -> str:
-    rows = [f"{user}\t{item}\t{s}" for user, own in given.items() for item, s in own.items()]
-    file.write_text("\n".join(["user\titem\tscore", *rows]) + "\n" + more)
-    return str(file)
-
-
-def with_file(settings: dict, file: str | dict[str, str], **changes) -> dict:
-    cheap = {"ranking_method": "none", "evidence_items": 3, "rerank_fusion": "auto"}
-    own = {"retriever": "file", "retriever_file": file, "retriever_config": None}
-    return settings | cheap | own | changes
 
 
 def best_first(given: Given, user: str, seen: set[str]) -> list[str]:
@@ -65,7 +40,7 @@ def rows_of(run, loader):
 
 def test_the_given_items_stand_first_and_a_target_not_given_last(tiny_run, workdir):
     given = given_candidates(0)
-    run = run_of(with_file(tiny_run, write(workdir / "a.tsv", given)))
+    run = run_of(with_file(tiny_run, write_given(workdir / "a.tsv", given)))
     n_missed = 0
     for user, seen, target, order in rows_of(run, run.test):
         expected = best_first(given, user, seen)
@@ -81,7 +56,7 @@ def test_the_given_items_stand_first_and_a_target_not_given_last(tiny_run, workd
 
 def test_scorers_reorder_what_is_given_and_bring_nothing_else_in(tiny_run, workdir):
     given = given_candidates(0)
-    run = run_of(with_file(tiny_run, write(workdir / "a.tsv", given)))
+    run = run_of(with_file(tiny_run, write_given(workdir / "a.tsv", given)))
     run.model.fusion = Fusion.from_setting(100.0, ["evidence"])
     n_changed = n_few = 0
     for user, seen, _, order in rows_of(run, run.test):
@@ -94,7 +69,7 @@ def test_scorers_reorder_what_is_given_and_bring_nothing_else_in(tiny_run, workd
 
 def test_log_probabilities_are_among_what_is_given(tiny_run, workdir):
     given = given_candidates(0)
-    run = run_of(with_file(tiny_run, write(workdir / "a.tsv", given)))
+    run = run_of(with_file(tiny_run, write_given(workdir / "a.tsv", given)))
     interaction, _ = batch_of(run.test)
     candidates = run.model.propose(interaction)
     tokens = run.test.dataset.field2id_token
@@ -110,7 +85,7 @@ def test_log_probabilities_are_among_what_is_given(tiny_run, workdir):
 
 def test_each_part_has_its_own_table(tiny_run, workdir):
     parts = {"valid": given_candidates(1), "test": given_candidates(2)}
-    files = {part: write(workdir / f"{part}.tsv", given) for part, given in parts.items()}
+    files = {part: write_given(workdir / f"{part}.tsv", given) for part, given in parts.items()}
     run = run_of(with_file(tiny_run, files))
     for part, loader in (("valid", run.valid), ("test", run.test)):
         for user, seen, _, order in rows_of(run, loader):
@@ -120,7 +95,7 @@ def test_each_part_has_its_own_table(tiny_run, workdir):
 
 def test_rows_and_users_that_do_not_match_are_counted(tiny_run, workdir, caplog):
     more = "nobody\ti1\t1\n2\tnothing\t1\n3\tnothing\t1\n"
-    file = write(workdir / "a.tsv", given_candidates(0), more)
+    file = write_given(workdir / "a.tsv", given_candidates(0), more)
     run_of(with_file(tiny_run, file))
     n_rows = len(Path(file).read_text().splitlines()) - 1
     assert f"3 of {n_rows} rows are left out" in caplog.text
@@ -132,7 +107,7 @@ def finished(tmp_path_factory, tiny_llama):
     """A finished run whose language model decides, its result and its table, which is gone."""
     root = tmp_path_factory.mktemp("given")
     given = given_candidates(0)
-    file = write(root / "a.tsv", given)
+    file = write_given(root / "a.tsv", given)
     changes = {"ranking_method": "verbalizer", "evidence_items": 0, "rerank_fusion": 2.0}
     settings = with_file(tiny_settings(root, tiny_llama), file, **changes)
     with pytest.MonkeyPatch.context() as patch:
@@ -202,7 +177,7 @@ def test_recommendations_are_for_users_with_candidates(finished, workdir):
     ],
 )
 def test_keys_that_contradict_it_are_named(tiny_run, workdir, changes, error):
-    write(workdir / "a.tsv", given_candidates(0))
+    write_given(workdir / "a.tsv", given_candidates(0))
     with pytest.raises(ValueError, match=error):
         run_of(with_file(tiny_run, "a.tsv", **changes))
 

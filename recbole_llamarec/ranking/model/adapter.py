@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,13 +106,15 @@ def restore_adapter(
         The wrapped model, in the mode (train or eval) that it had.
 
     Raises:
-        ValueError: no LoRA adapter, or one that does not fit.
+        ValueError: no LoRA adapter, one without a finite scale, or one that does not fit.
     """
     from peft import LoraConfig, PeftConfig
 
     lora = PeftConfig.from_peft_type(**config)
     if not isinstance(lora, LoraConfig):
         raise ValueError(f"it is no LoRA adapter, but {config.get('peft_type')}.")
+    if not math.isfinite(lora.lora_alpha):
+        raise ValueError(f"its lora_alpha is {lora.lora_alpha}, which is no finite number.")
     lora.inference_mode = not trainable
     lora.base_model_name_or_path = None  # the model's own name is put in its place
     lora.megatron_config = None  # with it, PEFT imports the module that megatron_core names
