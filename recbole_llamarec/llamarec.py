@@ -150,7 +150,7 @@ class LlamaRec(SequentialRecommender):
                 order = candidates.order.cpu()
                 ranks = 1 + (order == targets.unsqueeze(1)).int().argmax(1)  # [B]
                 self._pass.note(users, targets, ranks)
-                self._pass.note_ranked(ranked.cpu(), items, retriever, opinions, best_first)
+                self._pass.note_ranked(ranked.cpu(), items, retriever, opinions, best_first, masked)
             return candidates.reordered(ranked, best_first.to(ranked.device))
         except NotImplementedError as error:  # RecBole would fall back to item-by-item scoring
             raise RuntimeError(f"LlamaRec cannot score this batch: {error}") from error
@@ -239,7 +239,7 @@ class LlamaRec(SequentialRecommender):
         is_ranked = torch.full((n_rows,), is_needed, device=candidates.items.device)  # [B]
         if current is not None and current.skip_misses:
             target = interaction[self.ITEM_ID].unsqueeze(1)  # [B, 1]
-            is_ranked &= (candidates.items == target).any(1)
+            is_ranked &= ((candidates.items == target) & ~candidates.masked).any(1)
         return is_ranked.nonzero().squeeze(1)
 
     @contextmanager

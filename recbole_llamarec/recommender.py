@@ -132,7 +132,7 @@ class Recommender:
                 of the whole history, and of a known user's training part, stand last.
 
         Returns:
-            for each history ``k`` recommendations, best first.
+            for each history ``k`` recommendations, best first; fewer where fewer are given.
 
         Raises:
             ValueError: an item or user is unknown, a history is empty, or k is out of range.
@@ -144,8 +144,8 @@ class Recommender:
         if not ids:
             return []
         interaction, seen = self._rows(ids, users)
-        every = torch.arange(len(ids))
-        candidates = model.propose(interaction, seen, every)
+        candidates = model.propose(interaction, seen, torch.arange(len(ids)))
+        n_open = candidates.n_open.tolist()
         order = candidates.order.cpu()  # [B, N]
         final = order.clone()
         details: list[dict[int, tuple[float, float | None]]] = [{} for _ in ids]
@@ -161,18 +161,17 @@ class Recommender:
             probabilities = (
                 [[None] * n_candidates for _ in ids] if read is None else read.exp().tolist()
             )
-            n_unseen = (~masked).sum(1).tolist()
             details = [
                 dict(zip(row[:n], zip(final_scores, chances, strict=True), strict=False))
                 for row, n, final_scores, chances in zip(
-                    items.tolist(), n_unseen, scores.tolist(), probabilities, strict=True
+                    items.tolist(), n_open, scores.tolist(), probabilities, strict=True
                 )
             ]
         retrieved = order[:, : max(k, n_candidates)].tolist()  # no other can be in the result
-        return [
-            self._result(*row)
-            for row in zip(final[:, :k].tolist(), retrieved, details, strict=True)
-        ]
+        shown = final[:, :k].tolist()
+        if getattr(model.retriever, "leaves_out", False):  # what is not given is no result
+            shown = [row[:n] for row, n in zip(shown, n_open, strict=True)]
+        return [self._result(*row) for row in zip(shown, retrieved, details, strict=True)]
 
     def _rows(
         self, histories: list[list[int]], users: Sequence[str] | None

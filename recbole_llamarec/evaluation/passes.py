@@ -54,6 +54,7 @@ class EvaluationPass:
         retriever: Tensor,
         opinions: Mapping[str, Tensor],
         best_first: Tensor,
+        masked: Tensor,
     ) -> None:
         """Record the rows of the batch whose candidates were scored; all on the CPU.
 
@@ -64,12 +65,14 @@ class EvaluationPass:
             retriever: its log-probabilities, ``[R, K]``.
             opinions: each scorer's scores, ``[R, K]``.
             best_first: columns in the final order, ``[R, K]``.
+            masked: candidates that stand behind all others, bool ``[R, K]``.
         """
         if not len(rows):
             return
         self._batches[-1]["is_ranked"][rows.numpy()] = True
         scores = {f"score:{name}": values for name, values in opinions.items()}
-        columns = {"items": items, "retriever": retriever, "best_first": best_first, **scores}
+        columns = {"items": items, "retriever": retriever, "best_first": best_first}
+        columns |= {"masked": masked, **scores}
         self._ranked.append({name: values.numpy().copy() for name, values in columns.items()})
 
     def records(self, n_candidates: int, scorers: Sequence[str] = ()) -> PassRecords:
@@ -85,6 +88,7 @@ class EvaluationPass:
         no_item = np.empty((0, n_candidates), dtype=np.int64)
         nothing: dict[str, np.ndarray]
         nothing = {"items": no_item, "retriever": no_score, "best_first": no_item}
+        nothing["masked"] = np.empty((0, n_candidates), dtype=bool)
         nothing |= {f"score:{name}": no_score for name in scorers}
         return PassRecords(_joined(self._batches), nothing)
 
@@ -101,7 +105,7 @@ class PassRecords:
         rows: ``users``, ``targets``, ``ranks`` (by the retriever, from 1) and ``is_ranked``, one
             value each row, ``[rows]``.
         ranked: of the rows that were scored, in their order: ``items``, ``retriever``,
-            ``best_first`` and ``score:NAME`` of each scorer, ``[R, K]``.
+            ``best_first``, ``masked`` and ``score:NAME`` of each scorer, ``[R, K]``.
     """
 
     rows: dict[str, np.ndarray]
@@ -141,17 +145,23 @@ class PassRecords:
 
     @property
     def target_columns(self) -> np.ndarray:
-        """The target's column among the candidates of each scored row, K where it is none; [R]."""
+        """The target's column among the candidates of each scored row, ``[R]``.
+
+        It is K where the target is no candidate, or a masked one.
+        """
         items = self.ranked["items"]  # [R, K]
         is_target = items == self.rows["targets"][self.rows["is_ranked"]][:, None]  # [R, K]
+        is_target &= ~self.ranked["masked"]
         return np.where(is_target.any(1), is_target.argmax(1), items.shape[1])
 
     def ranks_by(self, stage: Stage) -> np.ndarray:
         """The target's rank in every row in the order of a stage, from 1, ``[rows]``.
 
-        Rows that were not scored, and those whose target is no candidate, have the retriever's.
+        Rows that were not scored, and those whose target is no candidate or a masked one, have the
+        retriever's.
         """
         scores = stage.scores(self.ranked["retriever"], self.opinions)  # [R, K]
+        scores[self.ranked["masked"]] = -np.inf
         order = best_first_of(torch.from_numpy(scores)).numpy()  # [R, K]
         columns = self.target_columns  # [R]
         positions = 1 + (order == columns[:, None]).argmax(1)  # [R]

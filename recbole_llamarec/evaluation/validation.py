@@ -29,7 +29,8 @@ def fit_on_validation(
         the fusion, and the rank metrics of each stage by its name, the final order's last.
     """
     opinions = {name: records.opinions[name] for name in scorers}
-    fusion = fit_fusion(records.ranked["retriever"], opinions, records.target_columns)
+    ranked = records.ranked
+    fusion = fit_fusion(ranked["retriever"], opinions, records.target_columns, ranked["masked"])
     results = {}
     for stage in fusion.stages(retriever_name, scorers):
         means = metrics_of_ranks(records.ranks_by(stage), config).mean()

@@ -173,7 +173,10 @@ class Fusion:
 
 
 def fit_fusion(
-    retriever: np.ndarray, opinions: Mapping[str, np.ndarray], targets: np.ndarray
+    retriever: np.ndarray,
+    opinions: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+    masked: np.ndarray | None = None,
 ) -> Fusion:
     """Fit the weights by maximum likelihood.
 
@@ -181,17 +184,20 @@ def fit_fusion(
         retriever: scores, ``[R, K]``, of any scale.
         opinions: each scorer's scores by name, ``[R, K]``, in the order in which they are tested.
         targets: the target's column in each row, int64 ``[R]``.
+        masked: candidates that nobody can choose, bool ``[R, K]``, no target among them; none if
+            left out.
     """
+    unlikely = np.where(masked, -np.inf, 0.0) if masked is not None else np.zeros(retriever.shape)
     features = [log_softmax(retriever.astype(np.float64), axis=1)]
     accepted: list[str] = []
-    known = _Fit.of(features, targets) if len(targets) else None
+    known = _Fit.of(features, targets, unlikely) if len(targets) else None
     weights: dict[str, float] = {}
     steps = []
     for name, scores in opinions.items():
         weights = {**weights, name: 0.0}
         gain, p_value = 0.0, 1.0
         if known is not None:
-            fit = _Fit.of([*features, scores], targets)
+            fit = _Fit.of([*features, scores], targets, unlikely)
             weight, gain, p_value = fit.beside(known)
             if weight:
                 accepted, features, known = [*accepted, name], [*features, scores], fit
@@ -215,15 +221,21 @@ class _Fit:
     n_rows: int
 
     @classmethod
-    def of(cls, scores: Sequence[np.ndarray], targets: np.ndarray) -> _Fit:
-        """Fit by maximum likelihood, starting from the retriever alone."""
+    def of(cls, scores: Sequence[np.ndarray], targets: np.ndarray, unlikely: np.ndarray) -> _Fit:
+        """Fit by maximum likelihood, starting from the retriever alone.
+
+        Args:
+            scores: F of them, ``[R, K]``.
+            targets: the target's column in each row, ``[R]``.
+            unlikely: 0, and minus infinity for masked candidates, ``[R, K]``.
+        """
         features = np.stack(scores, axis=-1).astype(np.float64)  # [R, K, F]
         rows = np.arange(len(targets))
         chosen = features[rows, targets]  # [R, F]
 
         def loss(factors: np.ndarray) -> tuple[float, np.ndarray]:
             """Mean negative log-likelihood and its gradient."""
-            log_probabilities = log_softmax(features @ factors, axis=1)  # [R, K]
+            log_probabilities = log_softmax(features @ factors + unlikely, axis=1)  # [R, K]
             expected = (np.exp(log_probabilities)[..., None] * features).sum(1)  # [R, F]
             return -log_probabilities[rows, targets].mean(), (expected - chosen).mean(0)
 

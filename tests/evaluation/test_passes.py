@@ -22,14 +22,17 @@ def records() -> PassRecords:
     items = torch.tensor([[10, 11, 12], [13, 14, 15]])
     retriever = torch.tensor([[-0.5, -1.5, -2.0], [-0.5, -1.5, -2.0]])
     best_first = torch.tensor([[2, 1, 0], [0, 1, 2]])
-    one.note_ranked(torch.tensor([0, 2]), items, retriever, opinions, best_first)
+    open_ones = torch.zeros(2, 3, dtype=torch.bool)
+    one.note_ranked(torch.tensor([0, 2]), items, retriever, opinions, best_first, open_ones)
     one.note(torch.tensor([4]), torch.tensor([14]), torch.tensor([9]))
     nothing = torch.empty(0, 3)
     no_rows = torch.empty(0, dtype=torch.int64)
-    one.note_ranked(no_rows, nothing.long(), nothing, {"a": nothing}, nothing.long())
+    empty = {"a": nothing}
+    one.note_ranked(no_rows, nothing.long(), nothing, empty, nothing.long(), nothing.bool())
     one.note(torch.tensor([5]), torch.tensor([77]), torch.tensor([40]))
+    alone = {"a": opinions["a"][:1]}
     one.note_ranked(
-        torch.tensor([0]), items[:1], retriever[:1], {"a": opinions["a"][:1]}, best_first[:1]
+        torch.tensor([0]), items[:1], retriever[:1], alone, best_first[:1], open_ones[:1]
     )
     return one.records(3, ["a"])
 
@@ -39,7 +42,7 @@ def test_rows_stand_in_the_order_of_the_pass_whether_they_were_scored_or_not(rec
     assert records.rows["ranks"].tolist() == [2, 50, 1, 9, 40]
     assert records.rows["is_ranked"].tolist() == [True, False, True, False, True]
     assert records.ranked["items"].shape == (3, 3)
-    assert set(records.ranked) == {"items", "retriever", "best_first", "score:a"}
+    assert set(records.ranked) == {"items", "retriever", "best_first", "masked", "score:a"}
     assert list(records.opinions) == ["a"]
 
 
@@ -57,6 +60,14 @@ def test_ranks_by_a_stage_move_retrieved_targets_alone(records):
     records.ranked["score:a"][1] = [-5.0, 0.0, 0.0]
     assert records.ranks_by(ALONE).tolist() == [1, 50, 3, 9, 40]
     assert records.rows["ranks"].tolist() == [2, 50, 1, 9, 40]  # as they were
+
+
+def test_masked_candidates_stand_behind_all_others_in_every_stage(records):
+    records.ranked["masked"][0, 2] = True  # which has the best score
+    records.ranked["masked"][1, 0] = True  # the target of the third row
+    records.rows["ranks"][2] = 30
+    assert records.target_columns.tolist() == [1, 3, 3]
+    assert records.ranks_by(ALONE).tolist() == [1, 50, 30, 9, 40]
 
 
 def test_a_pass_without_any_scored_row_still_has_its_columns():

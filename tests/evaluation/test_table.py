@@ -58,6 +58,7 @@ def records() -> PassRecords:
     evidence = np.tile([0.0, 0.0, 3.0, 0.0], (5, 1)).astype(np.float32)
     letters = np.tile([0.0, 0.0, 0.0, 9.0], (5, 1)).astype(np.float32)
     ranked = {"items": items, "retriever": retriever, "best_first": items * 0}
+    ranked["masked"] = np.zeros((5, K), dtype=bool)
     return PassRecords(rows, ranked | {"score:evidence": evidence, "score:letters": letters})
 
 
@@ -197,6 +198,7 @@ def test_the_table_of_an_evaluation_without_any_retrieved_target():
     }
     empty = np.empty((0, K), dtype=np.float32)
     ranked = {"items": empty.astype(int), "retriever": empty, "score:letters": empty}
+    ranked["masked"] = empty.astype(bool)
     report = report_of(
         PassRecords(rows, ranked), Fusion({"letters": 0.5}), ["letters"], rerank_mask_seen=False
     )

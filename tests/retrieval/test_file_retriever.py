@@ -148,6 +148,9 @@ def test_recommendations_are_for_users_with_candidates(finished, workdir):
     (result,) = recommender.recommend([["i1", "i2"]], k=5, users=[user])
     assert {item.item for item in result} <= set(given[user]) - {"i1", "i2"}
     assert all(item.score is not None for item in result)
+    few = min((own for own in given if given[own]), key=lambda own: len(given[own]))
+    (result,) = recommender.recommend([["i1"]], k=59, users=[few])
+    assert {item.item for item in result} <= set(given[few]) - {"i1"}
     with pytest.raises(ValueError, match="no candidates for user '5'"):
         recommender.recommend([["i1"]], users=["5"])
     with pytest.raises(ValueError, match="no candidates for users that are not named"):
@@ -184,7 +187,7 @@ def test_keys_that_contradict_it_are_named(tiny_run, workdir, changes, error):
 
 def test_a_prompt_shows_given_candidates_alone(tiny_run, workdir, monkeypatch):
     """However few they are; a single one is not shown at all."""
-    file = write(workdir / "a.tsv", given_candidates(8))
+    file = write_given(workdir / "a.tsv", given_candidates(8))
     changes = {"ranking_method": "verbalizer", "evidence_items": 0, "rerank_fusion": None}
     run = run_of(with_file(tiny_run, file, **changes))
     run.model.fusion = Fusion.from_setting(None, ["verbalizer"])

@@ -57,6 +57,20 @@ def test_a_useless_retriever_leaves_the_scorer_in_charge():
     assert fit_fusion(*choices(-0.2, 1.0)).weights == {"ranker": MOST}
 
 
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_masked_candidates_do_not_count(scale):
+    """The fit is that of the open ones alone, whatever the scores of the others and their scale."""
+    retriever, opinions, targets = choices(1.0, 0.5)
+    retriever = scale * retriever
+    alone = fit_fusion(retriever, opinions, targets)
+    more = np.full((len(targets), 3), retriever.min() - 50)
+    filled = {name: np.hstack([own, more * 0 + own.min()]) for name, own in opinions.items()}
+    masked = np.hstack([np.zeros(retriever.shape, bool), np.ones(more.shape, bool)])
+    fusion = fit_fusion(np.hstack([retriever, more]), filled, targets, masked)
+    assert fusion.weights["ranker"] == pytest.approx(alone.weights["ranker"], rel=1e-3)
+    assert fusion.steps[0].gain == pytest.approx(alone.steps[0].gain, abs=1e-6)
+
+
 def test_the_scale_of_the_retriever_changes_no_order():
     retriever, opinions, targets = choices(1.0, 0.5)
     fusion = fit_fusion(retriever, opinions, targets)
