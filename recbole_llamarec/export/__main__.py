@@ -10,8 +10,7 @@ from recbole_llamarec.export.card import card_files
 from recbole_llamarec.export.folder import require_own, write_folder
 from recbole_llamarec.export.load import load_export
 from recbole_llamarec.export.prompts import require_new, write_prompts
-
-DTYPES = ("float32", "bfloat16", "float16")
+from recbole_llamarec.ranking.model.settings import DTYPES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +48,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=tuple(DTYPES),
         default="float32",
         help="of the weights; in float32 (the default) scores are this package's, in the others "
         "they differ by rounding",

@@ -12,14 +12,13 @@ from recbole_llamarec.integration.checkpoints import load_data_and_model
 from recbole_llamarec.llamarec import LlamaRec
 from recbole_llamarec.ranking.letters import Letters
 from recbole_llamarec.ranking.model.embedded import EMBEDDED_MODEL_NAME
-from recbole_llamarec.ranking.model.loading import EMBEDDED, LanguageModelSettings
+from recbole_llamarec.ranking.model.settings import EMBEDDED, LanguageModelSettings, is_gguf
 from recbole_llamarec.ranking.protocol import ranker_class_of
 from recbole_llamarec.scoring.language_model import LanguageModel, language_model_of
 from recbole_llamarec.settings import LlamaRecSettings
 
 BASE_FOLDER = "base"
 EMBEDDED_LICENCE = "apache-2.0"
-GGUF = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class BaseModel:
             name = EMBEDDED_MODEL_NAME  # another precision of it: the hub's has other bits
             return cls(name, None, False, name, EMBEDDED_LICENCE, quantised)
         path = Path(llm.name_or_path).expanduser()
-        if path.is_dir() or llm.name_or_path.lower().endswith(GGUF):
+        if path.is_dir() or is_gguf(llm.name_or_path):
             return cls(path.name, None, False, None, None, quantised)
         name, is_whole = llm.name_or_path, llm.gguf_file is None
         return cls(name, llm.revision, is_whole, name, None, quantised)
@@ -101,12 +100,23 @@ def load_export(checkpoint: Path, data_path: Path | None, dtype: str) -> Export:
     if config["model"] != "LlamaRec":
         raise ValueError(f"{str(checkpoint)!r} holds a {config['model']}; give one of LlamaRec.")
     scorer = language_model_of(model.scorers.values())
-    method = model.settings.ranking_method
-    if scorer is None or not getattr(ranker_class_of(method), "reads_labels", False):
+    method, backend = model.settings.ranking_method, model.settings.llm.backend
+    ranker_class: Any = None if scorer is None else ranker_class_of(method)
+    if scorer is None or not getattr(ranker_class, "reads_labels", False):
         raise ValueError(
             f"ranking_method: {method!r} gives candidates no labels, so that another program "
             "cannot read its scores off one prompt. Export a run of ranking_method: verbalizer, "
             "or serve this one with python -m recbole_llamarec.serve."
+        )
+    if ranker_class.scores is not Letters.scores:
+        raise ValueError(
+            f"ranking_method: {method!r} has scores of its own, and another program reads those of "
+            "Letters alone. Serve this run with python -m recbole_llamarec.serve."
+        )
+    if backend != "local":
+        raise ValueError(
+            f"llm_backend: {backend}: a server has this run's language model, so that there are "
+            "no weights to export; publish those that the server loads."
         )
     if not (state := scorer.state()):
         raise ValueError(

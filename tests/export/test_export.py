@@ -22,7 +22,8 @@ from recbole_llamarec.export.folder import require_own, write_folder
 from recbole_llamarec.export.load import BaseModel, load_export
 from recbole_llamarec.files import save_tensors
 from recbole_llamarec.integration.checkpoints import load_checkpoint
-from recbole_llamarec.ranking.model.loading import LanguageModelSettings
+from recbole_llamarec.ranking.letters import Letters
+from recbole_llamarec.ranking.model.settings import LanguageModelSettings
 
 COMMIT = "0" * 40
 NAMES = ("recbole_llamarec", "recbole")  # what the reader does not have
@@ -165,6 +166,25 @@ def test_what_reads_no_labels_is_refused_by_its_name(method, words, trained, tmp
     save_tensors(checkpoint, tmp_path / "LlamaRec-1.pth")
     with pytest.raises(ValueError, match=f"ranking_method: {words}.*recbole_llamarec.serve"):
         load_export(tmp_path / "LlamaRec-1.pth", trained.data_path, "float32")
+
+
+def test_a_model_on_a_server_is_refused(trained, tmp_path):
+    checkpoint = load_checkpoint(trained.checkpoint)
+    checkpoint["config"] |= {"llm_backend": "http", "llm_http_url": "http://127.0.0.1:9/v1"}
+    checkpoint["config"] |= {"epochs": 0}
+    save_tensors(checkpoint, tmp_path / "LlamaRec-1.pth")
+    with pytest.raises(ValueError, match="llm_backend: http: a server has"):
+        load_export(tmp_path / "LlamaRec-1.pth", trained.data_path, "float32")
+
+
+def test_letters_with_scores_of_their_own_are_refused(trained, monkeypatch):
+    class OwnScores(Letters):
+        def scores(self, batch):
+            return -super().scores(batch)
+
+    monkeypatch.setattr("recbole_llamarec.export.load.ranker_class_of", lambda _: OwnScores)
+    with pytest.raises(ValueError, match="'verbalizer' has scores of its own"):
+        load_export(trained.checkpoint, trained.data_path, "float32")
 
 
 def test_a_checkpoint_without_an_adapter_is_refused(trained, tmp_path):
