@@ -287,8 +287,8 @@ def test_the_weight_is_fitted_on_validation_and_saved(tiny_run, caplog, monkeypa
     trainer, train, valid, test = run_of(tiny_run, **AUTO)
     fitted = []
 
-    def fit(retriever, opinions, targets):
-        fitted.append((retriever, opinions["verbalizer"], targets))
+    def fit(retriever, opinions, targets, masked):
+        fitted.append((retriever, opinions["verbalizer"], targets, masked))
         return fused({"verbalizer": 0.7}, len(targets))
 
     monkeypatch.setattr(validation, "fit_fusion", fit)
@@ -296,11 +296,12 @@ def test_the_weight_is_fitted_on_validation_and_saved(tiny_run, caplog, monkeypa
         score, result = trainer.fit(train, valid)
         final = trainer.evaluate(test)
     assert "Fusion: verbalizer has weight 0.700" in caplog.text
-    ((retriever, ranker, targets),) = fitted
+    ((retriever, ranker, targets, masked),) = fitted
     assert retriever.shape == ranker.shape == (len(targets), 8) and 0 < len(targets) < 39
     assert (np.diff(retriever, axis=1) <= 0).all()  # in the retriever's order
     assert np.allclose(np.exp(ranker).sum(1), 1, atol=1e-4)
     assert ((targets >= 0) & (targets < 8)).all()
+    assert masked.shape == retriever.shape and not masked.any()
     # the validation result is the fused one: as RecBole's evaluator finds it
     with trainer.model.evaluating(rerank=True, skip_misses=True):
         again = Trainer.evaluate(trainer, valid, load_best_model=False)
