@@ -28,6 +28,7 @@ REFUSED = {
     "DIEN": "retriever: 'DIEN' scores one given item at a time",
     "GRU4RecKG": "retriever: GRU4RecKG cannot be built .*preload_weight",
     "KSR": "retriever: KSR cannot be built .*entity_id",
+    "file": "retriever_file: .*candidates",
     "LlamaRec": "retriever: 'LlamaRec' is not a sequential retriever",
 }
 S3REC = {"item_attribute": "year", "hidden_size": 8, "inner_size": 8}

@@ -155,6 +155,7 @@ def test_the_documentation_works_by_itself(open_page, service):
     assert page.locator("h2").all_inner_texts() == [
         "POST /recommend",
         "POST /rank",
+        "POST /rerank",
         "GET /items",
         "GET /model",
         "GET /health",
