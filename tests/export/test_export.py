@@ -182,7 +182,7 @@ def test_letters_with_scores_of_their_own_are_refused(trained, monkeypatch):
         def scores(self, batch):
             return -super().scores(batch)
 
-    monkeypatch.setattr("recbole_llamarec.export.load.ranker_class_of", lambda _: OwnScores)
+    monkeypatch.setitem(load_export.__globals__, "ranker_class_of", lambda _: OwnScores)
     with pytest.raises(ValueError, match="'verbalizer' has scores of its own"):
         load_export(trained.checkpoint, trained.data_path, "float32")
 
