@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from functools import cache
 
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -23,6 +24,7 @@ _OWN_SETTINGS = (
 )
 
 
+@cache  # once a process, however many models it makes
 def keep_large_memory() -> bool:
     """Let the process keep the memory of large tensors that are freed, for the next ones.
 

@@ -54,8 +54,11 @@ class AdapterCard:
 
     def files(self) -> dict[str, str]:
         """What lies beside the adapter's weights: texts by file name."""
-        card = json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
-        return {CARD_FILE: card, "README.md": self.page()}
+        return {CARD_FILE: self.json(), "README.md": self.page()}
+
+    def json(self) -> str:
+        """The card as ``card.json`` holds it."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
     def page(self) -> str:
         """The card for people: a Hugging Face model card in Markdown."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def card_files(export: Export, checkpoint: Path, merged: bool, licence: str | No
     files = {PAGE: _page(export, merged, licence, card, stages)}
     if card is not None and not merged:
         named = replace(card, language_model=export.base.name)  # without folders of this machine
-        files[CARD_FILE] = json.dumps(asdict(named), indent=1, sort_keys=True) + "\n"
+        files[CARD_FILE] = named.json()
     return files
 
 

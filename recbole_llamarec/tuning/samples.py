@@ -105,10 +105,7 @@ class TuningSamples:
         """Candidates of each row and the target's column, as ``train_candidates`` says."""
         settings, seen = self.settings, self.model.seen
         if settings.train_candidates != "retriever":
-            return [
-                self._random_pool(self.targets[row], seen.of(self.users[row]), [step, row])
-                for row in rows
-            ]
+            return [self._random_pool(row, self.targets[row], step) for row in rows]
         # All that the user has seen in training stands last, the target too; it may still be
         # among the first of a small catalogue.
         depth = settings.train_candidates_from
@@ -126,20 +123,18 @@ class TuningSamples:
         self, rows: np.ndarray, step: int, histories: list[list[int]]
     ) -> list[tuple[np.ndarray, int]]:
         """Candidates of each row and the column of the one that its history shows."""
-        pools = []
-        for row, history in zip(rows, histories, strict=True):
-            target = np.random.default_rng([self.seed, step, row, 2]).choice(history)
-            pools.append(
-                self._random_pool(target, self.model.seen.of(self.users[row]), [step, row])
+        return [
+            self._random_pool(
+                row, np.random.default_rng([self.seed, step, row, 2]).choice(history), step
             )
-        return pools
+            for row, history in zip(rows, histories, strict=True)
+        ]
 
-    def _random_pool(
-        self, target: int, seen: np.ndarray, where: list[int]
-    ) -> tuple[np.ndarray, int]:
+    def _random_pool(self, row: int, target: int, step: int) -> tuple[np.ndarray, int]:
+        """Candidates of a row: a target among items that its user has not seen."""
         is_popular = self.settings.train_candidates == "popular"
         return random_pool(
-            *(target, seen, self.model.n_items, self.n_candidates),
-            np.random.default_rng([self.seed, *where]),
+            *(target, self.model.seen.of(self.users[row]), self.model.n_items, self.n_candidates),
+            np.random.default_rng([self.seed, step, row]),
             self.model.item_counts if is_popular else None,
         )
