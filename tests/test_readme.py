@@ -123,6 +123,7 @@ RUNS = {
 }
 RUNS |= {
     f"{EXPORT} --to exported": Run(leaves="exported/base/model.safetensors"),
+    "python exported/rank.py --check": Run(prints="3 examples: "),
     f"{EXPORT} --to merged --merged --dtype bfloat16": Run(leaves="merged/model.safetensors"),
     f"{EXPORT} --prompts prompts.jsonl": Run(prints="prompts.jsonl: "),
 }

@@ -118,9 +118,11 @@ pass (LlamaRec, arXiv 2311.02089).
 {quantised}
 ## Use
 
+    python rank.py --check
     python rank.py --history "TITLE" "TITLE" --candidates "TITLE" "TITLE" "TITLE"
 
-`rank.py` needs torch, transformers and PEFT alone, and shows how a prompt is built and read.
+`rank.py` needs torch, transformers and PEFT alone, and shows how a prompt is built and read. With
+`--check` it compares its scores of three examples with those of the program that exported them.
 `llamarec.json` holds the wording, the labels with their token ids, the titles by item token, and
 how the run joined retriever and language model. Weights are {dtype}.
 

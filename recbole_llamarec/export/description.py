@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from recbole_llamarec.export.examples import examples
 from recbole_llamarec.export.load import BASE_FOLDER, Export
 from recbole_llamarec.version import __version__
 
@@ -47,5 +48,6 @@ def description(export: Export, weights: str) -> dict[str, Any]:
             "weights": dict(model.fusion.weights or {}),
             "language_model": export.settings.ranking_method,
         },
+        "examples": examples(export),
         "items": dict(zip(export.tokens[1:], prompts.titles[1:], strict=True)),
     }

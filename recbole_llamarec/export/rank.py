@@ -5,6 +5,11 @@
 An item is given by its token or its title. Other texts are shown to the model as they are: clean
 those that you do not trust. Each line of the output has the rank, the log-probability among the
 candidates, the probability, and the title. It needs torch, transformers and, for an adapter, PEFT.
+
+    python rank.py --check
+
+computes the examples of ``llamarec.json`` anew, and ends with exit code 1 where a log-probability
+is not that of the process that exported the folder.
 """
 
 import argparse
@@ -15,14 +20,21 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+TOLERANCES = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}  # of a log-probability, by dtype
+
 
 def main(folder: Path) -> None:
-    """Rank what the command line gives, and print it."""
+    """Rank what the command line gives, and print it; or check the folder."""
     parser = argparse.ArgumentParser(description="Rank candidates for a history.")
     parser.add_argument("--history", nargs="*", default=[], help="titles or tokens, oldest first")
-    parser.add_argument("--candidates", nargs="+", required=True, help="two or more, distinct")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--candidates", nargs="+", help="two or more, distinct")
+    task.add_argument("--check", action="store_true", help="compare the scores of the examples")
     options = parser.parse_args()
     about, tokenizer, model = load(folder)
+    if options.check:
+        check(about, tokenizer, model)
+        return
     try:
         scores = rank(about, tokenizer, model, options.history, options.candidates)
     except ValueError as error:
@@ -102,6 +114,36 @@ def rank(
     logits = model(input_ids=torch.tensor([ids])).logits[0, -1]  # [V], behind the prompt
     labels = torch.tensor(about["label_token_ids"][: len(candidates)])
     return logits[labels].float().log_softmax(0).tolist()  # [K]
+
+
+def check(about: dict, tokenizer, model: torch.nn.Module) -> None:
+    """Compare the scores of the examples with those of the process that exported the folder.
+
+    Raises:
+        SystemExit: an example has other scores; says by how much.
+    """
+    tolerance = TOLERANCES[about["dtype"]]
+    faults, largest = [], 0.0
+    for number, example in enumerate(about["examples"], start=1):
+        try:
+            scores = rank(about, tokenizer, model, example["history"], example["candidates"])
+        except ValueError as error:
+            faults.append(f"Example {number} cannot be scored: {error}")
+            continue
+        pairs = zip(scores, example["log_probabilities"], strict=True)
+        difference = max(abs(score - expected) for score, expected in pairs)
+        largest = max(largest, difference)
+        if not difference <= tolerance:  # nor NaN
+            faults.append(
+                f"Example {number} differs by up to {difference:.2g} in log-probability; in "
+                f"{about['dtype']} at most {tolerance:g} is expected."
+            )
+    if faults:
+        raise SystemExit("\n".join(faults))
+    print(
+        f"{len(about['examples'])} examples: the largest difference in log-probability is "
+        f"{largest:.2g}; in {about['dtype']} at most {tolerance:g} is expected."
+    )
 
 
 if __name__ == "__main__":

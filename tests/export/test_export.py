@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,78 @@ def test_the_script_of_the_folder_scores_as_we_do(folder, elsewhere, recommender
     assert list(found) == list(expected)
     assert found == pytest.approx(expected, abs=1e-4)
     assert max(expected.values()) - min(expected.values()) > 1e-2  # not all alike
+
+
+def checked(folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    """What ``rank.py --check`` says of a folder."""
+    command = [sys.executable, "rank.py", "--check"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_folder_passes_its_own_check(folder, elsewhere, recommender):
+    done = checked(folder, elsewhere)
+    assert done.returncode == 0 and done.stdout.startswith("3 examples: ")
+    examples = json.loads((folder / "llamarec.json").read_text(encoding="utf-8"))["examples"]
+    assert [len(example["history"]) for example in examples] == [0, 2, 5]
+    for example in examples:
+        ranked = recommender.rank(example["history"], example["candidates"])
+        scores = dict(zip(example["candidates"], example["log_probabilities"], strict=True))
+        assert len(scores) == 8 and sum(map(math.exp, scores.values())) == pytest.approx(1)
+        assert {item.item: item.score for item in ranked} == pytest.approx(scores, abs=1e-4)
+
+
+def with_other_weights(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (file,) = folder.glob("*model.safetensors")
+    save_file({name: 1.5 * t for name, t in load_file(file).items()}, file, {"format": "pt"})
+
+
+def with_other_description(change):
+    def damage(folder: Path) -> None:
+        about = json.loads((folder / "llamarec.json").read_text(encoding="utf-8"))
+        change(about)
+        (folder / "llamarec.json").write_text(json.dumps(about), encoding="utf-8")
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (with_other_weights, "Example 3 differs by up to"),
+        (
+            with_other_description(lambda a: a["prompt"].update(candidate_item="{title} {label}")),
+            "Example 1 differs by up to",
+        ),
+        (
+            with_other_description(lambda a: a["prompt"].update(history_item="{title}")),
+            "Example 2 differs by up to",
+        ),
+        (
+            with_other_description(lambda a: a.update(max_prompt_tokens=9)),
+            "Example 1 cannot be scored: The candidates need",
+        ),
+        (
+            with_other_description(lambda a: a["examples"][1].update(log_probabilities=[0.0] * 8)),
+            "Example 2 differs by up to",
+        ),
+    ],
+)
+def test_a_damaged_folder_is_told_apart(damage, words, folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, copy := tmp_path / "copy")
+    damage(copy)
+    monkeypatch.setattr(sys, "argv", ["rank.py", "--check"])
+    with pytest.raises(SystemExit, match=words):
+        runpy.run_path(str(copy / "rank.py"), run_name="__main__")
+
+
+def test_a_damaged_folder_fails_the_check(folder, elsewhere, tmp_path):
+    shutil.copytree(folder, copy := tmp_path / "copy")
+    with_other_weights(copy)
+    done = checked(copy, elsewhere)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Example 3 differs by up to" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_base_of_the_hub_is_named_and_fetched_from_there(
