@@ -51,6 +51,7 @@ NO_RESULT = frozenset(
         ),
     }
 )
+INPUT_FILES = ("retriever_file", "retriever_checkpoint")  # keys whose files' content counts
 RESUME, LOCK, ADAPTER = ".resume.pt", ".lock", ".adapter"
 
 
@@ -243,4 +244,20 @@ def result_settings(config: Any, *loaders: Any) -> dict[str, str]:
             digest.update(np.ascontiguousarray(dataset.inter_feat[field]).tobytes())
             digest.update(repr(dataset.field2id_token[field].tolist()).encode())  # of the ids
         digest.update(b"|")
-    return {**values, "data": digest.hexdigest()[:16], "recbole_llamarec": __version__}
+    contents = {f"content of {key}": _content(config[key]) for key in INPUT_FILES if config[key]}
+    return {
+        **values,
+        **contents,
+        "data": digest.hexdigest()[:16],
+        "recbole_llamarec": __version__,
+    }
+
+
+def _content(setting: str | Mapping[str, str]) -> str:
+    """A digest of the files that a key names; a name that is none's is left out."""
+    digest = hashlib.sha256()
+    for file in map(Path, [setting] if isinstance(setting, str) else setting.values()):
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from given import with_file
 from helpers import environment
+from recbole.config import Config
 
 from recbole_llamarec.files import save_tensors
 from recbole_llamarec.tuning.score_log import ScoreLog
-from recbole_llamarec.tuning.state import RunState, differences, read_state
+from recbole_llamarec.tuning.state import RunState, differences, read_state, result_settings
 
 SETTINGS = {"learning_rate": "0.1", "seed": "1"}
 
@@ -171,6 +173,42 @@ def test_a_state_is_due_after_its_minutes(tmp_path):
     state.close()
     state = RunState(tmp_path / "LlamaRec-2", SETTINGS, every_minutes=10)
     assert not state.is_due
+
+
+@pytest.mark.parametrize("key", ["retriever_file", "retriever_checkpoint"])
+def test_a_run_does_not_go_on_with_other_contents_of_its_inputs(tiny_run, tmp_path, key):
+    name = f"a{'.tsv' if key == 'retriever_file' else '.pth'}"
+
+    def settings_of(content: str) -> dict[str, str]:
+        (tmp_path / name).write_text(content)
+        given = {key: name} if key == "retriever_checkpoint" else with_file({}, name)
+        return result_settings(Config(config_dict=tiny_run | given))
+
+    def begun(content: str, resume: Path | None = None) -> RunState:
+        return RunState.claim(tmp_path / "LlamaRec-1", settings_of(content), 10.0, resume)
+
+    state = begun("1 2 0.5")
+    state.put("tuning", {})
+    state.close()
+    with pytest.raises(ValueError, match=f"resume: .* other settings: content of {key} was"):
+        begun("1 2 0.6", resume=state.stem)
+    anew = begun("1 2 0.6")
+    assert anew.stem != state.stem
+    anew.close()
+    assert begun("1 2 0.5").stem == state.stem
+
+
+def test_the_content_of_each_of_two_tables_counts(tiny_run, tmp_path):
+    files = {part: str(tmp_path / f"{part}.tsv") for part in ("valid", "test")}
+    for file in files.values():
+        Path(file).touch()
+    config = Config(config_dict=with_file(tiny_run, files))
+    digests = set()
+    for valid, test in (("a", "b"), ("b", "a"), ("a", "a"), ("ab", "")):
+        Path(files["valid"]).write_text(valid)
+        Path(files["test"]).write_text(test)
+        digests.add(result_settings(config)["content of retriever_file"])
+    assert len(digests) == 4
 
 
 def test_differences_name_keys_of_either_side():
