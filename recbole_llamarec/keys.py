@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
+from recbole_llamarec.command_line_values import remedy
+
 LARGEST = 2**31 - 1  # of whole numbers: beyond it nothing that a key counts makes sense
 MOST_SHOWN = 200  # characters of a value in a message
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -63,7 +65,11 @@ def value_error(name: str, value: Any, rule: Rule) -> str | None:
         value: of the key.
         rule: which values it may have.
     """
-    return None if rule.accepts(value) else f"{name}: {shown(value)} must be {rule.allowed}."
+    if rule.accepts(value):
+        return None
+    takes_several = "dict" in rule.kind or "list" in rule.kind
+    how = remedy(name, value) if takes_several else ""
+    return f"{name}: {shown(value)} must be {rule.allowed}.{how}"
 
 
 def shown(value: Any) -> str:

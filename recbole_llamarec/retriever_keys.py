@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_llamarec.command_line_values import remedy
 from recbole_llamarec.integration.known import FILE_RETRIEVER, IN_CHECKPOINT
 from recbole_llamarec.keys import MAPPING, NAME, any_of, key, mapping_of, optional, shown
 from recbole_llamarec.path_rules import FILE
@@ -55,7 +56,7 @@ def _retriever_file_can_be_read(
         if file.suffix not in READERS:
             errors.append(
                 f"retriever_file: {str(file)!r} must end with {', '.join(READERS)}, which says how "
-                "it is read."
+                "it is read." + remedy("retriever_file", retriever_file)
             )
         elif not file.is_file():
             errors.append(f"retriever_file: there is no file {str(file)!r}; check the path.")

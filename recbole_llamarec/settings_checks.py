@@ -24,6 +24,7 @@ from recbole_llamarec.keys import PLAIN, shown
 from recbole_llamarec.language_model_checks import fault_of
 from recbole_llamarec.recbole_keys import RULES, wrong_values
 from recbole_llamarec.retriever_keys import FILE_CHECKS
+from recbole_llamarec.training_keys import pool_size
 
 
 def contradictions(values: Mapping[str, Any]) -> list[str]:
@@ -154,10 +155,10 @@ def _candidates_are_drawn_from_enough(
         errors.append(
             f"train_pool: {train_pool} must be at most rerank_candidates, {rerank_candidates}."
         )
-    if train_candidates == "retriever" and train_candidates_from < rerank_candidates:
+    key, needed = pool_size(train_pool, rerank_candidates)
+    if train_candidates == "retriever" and train_candidates_from < needed:
         errors.append(
-            f"train_candidates_from: {train_candidates_from} must be at least rerank_candidates, "
-            f"{rerank_candidates}."
+            f"train_candidates_from: {train_candidates_from} must be at least {key}, {needed}."
         )
     return errors
 

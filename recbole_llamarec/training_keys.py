@@ -118,3 +118,10 @@ class TuningKeys:
         "Checkpoint (saved/….pth) of an interrupted run to go on with; ~ takes up an interrupted "
         "run of exactly these settings, if checkpoint_dir holds one.",
     )
+
+
+def pool_size(train_pool: int | None, rerank_candidates: int) -> tuple[str, int]:
+    """The key that sets how many candidates a sample has in training, and its value."""
+    if train_pool is None:
+        return "rerank_candidates", rerank_candidates
+    return "train_pool", train_pool

@@ -147,6 +147,16 @@ def test_lists_become_tuples_and_a_missing_mapping_is_empty():
             {"train_candidates": "retriever", "train_candidates_from": 10},
             ["train_candidates_from: 10", "rerank_candidates, 20"],
         ),
+        (
+            {"train_candidates": "retriever", "train_candidates_from": 10, "train_pool": 11},
+            ["train_candidates_from: 10", "at least train_pool, 11."],
+        ),
+        (
+            {"retriever_config": "{learning_rate: 0.001}"},
+            ["retriever_config: ", "mapping", "--retriever_config=\"{'learning_rate': 0.001}\"."],
+        ),
+        ({"clip_grad_norm": "{max_norm: 5.0}"}, ["--clip_grad_norm=\"{'max_norm': 5.0}\"."]),
+        ({"scorers": "[popularity]"}, ["--scorers=\"['popularity']\"."]),
         ({"train_pool": 21}, ["train_pool: 21", "at most rerank_candidates, 20"]),
         ({"train_pool": 1}, ["train_pool: 1", "2"]),
         ({"ranking_method": "letters"}, ["ranking_method: 'letters'", "verbalizer", "none"]),
@@ -209,6 +219,16 @@ def test_what_was_removed_is_named_with_what_to_do(key, value, monkeypatch):
     (line,) = errors_of(**{key: value})
     assert line.startswith(f"- {key}: {value!r} has been removed: ")
     assert any(word in line for word in ("Remove the key", "set it to", "Set it to"))
+
+
+def test_a_removed_value_names_all_that_there_are():
+    (line,) = errors_of(train_candidates="mixed")
+    assert line.endswith("has been removed: set it to random, popular or retriever.")
+
+
+def test_a_pool_in_training_is_what_the_retrievers_order_must_hold():
+    given = {"train_candidates": "retriever", "train_candidates_from": 10, "train_pool": 10}
+    assert settings_of(**given).train_pool == 10
 
 
 def test_old_defaults_of_removed_keys_pass_so_that_older_checkpoints_can_be_read():

@@ -35,6 +35,7 @@ def retriever_pool(
     n_candidates: int,
     depth: int,
     generator: np.random.Generator,
+    key: str = "rerank_candidates",
 ) -> tuple[np.ndarray, int]:
     """A target among negatives that the retriever ranks high, shuffled.
 
@@ -46,6 +47,8 @@ def retriever_pool(
         ranked: the retriever's first items, best first, without those that the user has seen.
         n_candidates: candidates, K.
         depth: how far down the negatives come from.
+        generator: of the negatives and the order.
+        key: the YAML key that sets ``n_candidates``, for messages.
 
     Returns:
         candidates ``[n_candidates]`` and the target's position.
@@ -56,7 +59,7 @@ def retriever_pool(
     others = ranked[ranked != target][:depth]
     if len(others) < n_candidates - 1:
         raise ValueError(
-            f"rerank_candidates: {n_candidates} candidates need {n_candidates - 1} negatives, but "
+            f"{key}: {n_candidates} candidates need {n_candidates - 1} negatives, but "
             f"the retriever gives {len(others)}; raise train_candidates_from."
         )
     negatives = generator.choice(others, size=n_candidates - 1, replace=False)
@@ -70,6 +73,7 @@ def random_pool(
     n_candidates: int,
     generator: np.random.Generator,
     counts: np.ndarray | None = None,
+    key: str = "rerank_candidates",
 ) -> tuple[np.ndarray, int]:
     """A target among random negatives, shuffled (paper, section 4.1).
 
@@ -84,6 +88,7 @@ def random_pool(
         generator: of the negatives and the order.
         counts: ``[n_items]``, how often each item is chosen. Negatives are drawn one after the
             other in proportion to one more than that; ``None`` draws them uniformly.
+        key: the YAML key that sets ``n_candidates``, for messages.
 
     Returns:
         candidates ``[n_candidates]`` and the target's position.
@@ -98,8 +103,8 @@ def random_pool(
     unseen = np.flatnonzero(~excluded)
     if len(unseen) < n_candidates - 1:
         raise ValueError(
-            f"rerank_candidates: {n_candidates} candidates need {n_candidates - 1} items that the "
-            f"user has not seen, but only {len(unseen)} are left; use fewer candidates."
+            f"{key}: {n_candidates} candidates need {n_candidates - 1} items that the "
+            f"user has not seen, but only {len(unseen)} are left; lower {key}."
         )
     weights = None
     if counts is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from recbole_llamarec.data.chronology import runs_of
 from recbole_llamarec.data.seen import CHOSEN_BEFORE
 from recbole_llamarec.retrieval.candidates import top_candidates
+from recbole_llamarec.training_keys import pool_size
 from recbole_llamarec.tuning.pools import blocks_of_positions, random_pool, retriever_pool
 
 
@@ -37,7 +38,10 @@ class TuningSamples:
 
     def __init__(self, model, dataset, seed: int) -> None:
         self.model, self.settings, self.seed = model, model.settings, seed
-        self.n_candidates = self.settings.train_pool or self.settings.rerank_candidates
+        settings = self.settings
+        self.pool_key, self.n_candidates = pool_size(
+            settings.train_pool, settings.rerank_candidates
+        )
         self.inter = dataset.inter_feat
         self.users = self.inter[model.USER_ID].numpy()
         self.targets = self.inter[model.ITEM_ID].numpy()
@@ -115,8 +119,12 @@ class TuningSamples:
             generator = np.random.default_rng([self.seed, step, row, 1])
             left_out = np.append(seen.of(self.users[row]), 0)  # 0 pads, behind a small catalogue
             unseen = items[~np.isin(items, left_out)]
-            pool = retriever_pool(self.targets[row], unseen, self.n_candidates, depth, generator)
-            pools.append(pool)
+            pools.append(
+                retriever_pool(
+                    *(self.targets[row], unseen, self.n_candidates, depth, generator),
+                    key=self.pool_key,
+                )
+            )
         return pools
 
     def _copies(
@@ -137,4 +145,5 @@ class TuningSamples:
             *(target, self.model.seen.of(self.users[row]), self.model.n_items, self.n_candidates),
             np.random.default_rng([self.seed, step, row]),
             self.model.item_counts if is_popular else None,
+            key=self.pool_key,
         )

@@ -45,7 +45,7 @@ def test_negatives_are_drawn_by_one_more_than_their_counts():
 
 
 def test_too_few_unseen_items_name_the_key():
-    with pytest.raises(ValueError, match="rerank_candidates"):
+    with pytest.raises(ValueError, match="^rerank_candidates: 5 .*lower rerank_candidates"):
         random_pool(1, np.arange(1, 9), 10, 5, np.random.default_rng(0))
 
 

@@ -130,6 +130,21 @@ def test_hard_candidates_of_a_catalogue_that_is_smaller_than_their_depth(tiny_ru
     assert 0 not in drawn and len(drawn) > 50  # 60 items
 
 
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"train_pool": 8}, "train_pool"),
+        ({}, "rerank_candidates"),
+        ({"train_pool": 8, "train_candidates": "retriever"}, "train_pool"),
+    ],
+)
+def test_a_pool_that_cannot_be_filled_names_the_key_that_sets_its_size(tiny_run, changes, key):
+    samples = samples_of(tiny_run, **changes)
+    samples.n_candidates = 61  # beyond what the settings allow with this catalogue
+    with pytest.raises(ValueError, match=f"^{key}: 61 candidates need 60 "):
+        samples.draw(np.arange(20), step=1)
+
+
 @pytest.mark.parametrize("positions", [1, 4])
 def test_positions_of_a_block_are_samples_together_and_share_their_beginning(tiny_run, positions):
     samples = samples_of(tiny_run, train_positions=positions, train_max_samples=None)
