@@ -49,14 +49,7 @@ class Runner:
 
     def results(self) -> dict[str, Line]:
         """The line of every finished cell of the suite, by id."""
-        lines = read_cells(self.out)
-        finished: dict[str, Line] = {}
-        while True:  # a finished grid tells further cells
-            before = len(finished)
-            ids = [cell.id for cell in self.suite.cells(finished)]
-            finished = {id_: lines[id_] for id_ in ids if id_ in lines}
-            if len(finished) == before:
-                return finished
+        return self.suite.finished(read_cells(self.out))
 
     def open_cells(self, only: str = "") -> list[Cell]:
         """Cells that can be run now.

@@ -138,6 +138,16 @@ class Suite:
                 for seed in plan.seeds[1:]:
                     yield self._cell(dataset, plan, best, seed, chosen)
 
+    def finished(self, lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+        """Those lines of a folder of results, by id, that are of cells of this suite."""
+        finished: dict[str, Mapping[str, Any]] = {}
+        while True:  # a finished grid tells further cells
+            before = len(finished)
+            ids = [cell.id for cell in self.cells(finished)]
+            finished = {id_: lines[id_] for id_ in ids if id_ in lines}
+            if len(finished) == before:
+                return finished
+
     def cells_of(
         self, dataset: str, plan: ModelPlan, results: Mapping[str, Mapping[str, Any]]
     ) -> tuple[list[Cell], list[Cell]]:
