@@ -186,6 +186,9 @@ ELSEWHERE = {
     "--name ml-100k-retriever --clients 16 --paths recommend --rounds 5 --seconds 15": (
         "it takes minutes: tests/benchmarks/test_serving.py"
     ),
+    "python benchmarks/recbole_page.py": (
+        "it writes into the checkout: tests/benchmarks/test_recbole_page.py"
+    ),
     "python benchmarks/robustness.py --flips 200": (
         "it takes a minute: tests/benchmarks/test_robustness.py flips fewer"
     ),
