@@ -6,19 +6,21 @@ import argparse
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from tabulate import tabulate
 from tqdm import tqdm
 
+from recbole_llamarec.histories import BATCH, PARQUET, batched, histories_of
+from recbole_llamarec.recommend_ray import Workers, import_ray, recommend_shards
 from recbole_llamarec.recommender import Recommendation, Recommender
 from recbole_llamarec.results_file import ResultsFile
+from recbole_llamarec.results_folder import ResultsFolder
 
-BATCH = 64  # histories ranked at a time
-EXCERPT = 60  # characters of a line that an error shows
 ADDED = re.compile(r"(, (the|an?))?( \(\d{4}\))?$")  # what people leave out of a title
 
 
@@ -26,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Recommend for one history on the command line, or for a file of them."""
     options = parse_arguments(arguments)
     try:
+        if options.engine == "ray":
+            recommend_in_shards(options)
+            return
         results = None
         if options.histories:  # files are compared before the model is loaded, which takes longer
             checkpoint = Path(options.checkpoint)
@@ -41,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         else:
             (result,) = recommender.recommend([history], options.k)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
     print(as_lines(result) if options.format == "jsonl" else as_table(result))
 
@@ -56,18 +61,44 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--history", nargs="+", help="item tokens or titles, the oldest first")
     what.add_argument(
-        "--histories", type=Path, help="file with one history a line, a JSON list of item tokens"
+        "--histories",
+        type=Path,
+        help="file with one history a line, a JSON list of item tokens; for ray also a folder",
     )
     parser.add_argument("--candidates", nargs="+", help="rank these instead of the catalogue")
-    parser.add_argument("--out", type=Path, help="JSON lines, one for each of --histories")
+    parser.add_argument(
+        "--out", type=Path, help="JSON lines, one for each of --histories; for ray a folder"
+    )
     parser.add_argument("-k", type=int, default=10, help="items of each result")
     parser.add_argument("--format", choices=("table", "jsonl"), default="table")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local")
+    ray = parser.add_argument_group("with --engine ray")
+    ray.add_argument(
+        "--ray-address", help="of a cluster; RAY_ADDRESS, or a start here, if left out"
+    )
+    ray.add_argument("--workers", type=int, default=1, help="processes that rank, a model each")
+    ray.add_argument("--cpus-per-worker", type=float, default=1)
+    ray.add_argument("--gpus-per-worker", type=float, default=0, help="may be a fraction")
     options = parser.parse_args(arguments)
+    require_fitting_engine(parser, options)
     if (options.histories is None) != (options.out is None):
         parser.error("--histories and --out go together")
     if options.histories and options.candidates:
         parser.error("--candidates ranks for one --history")
     return options
+
+
+def require_fitting_engine(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the command where an option is not of its engine."""
+    if options.engine == "ray":
+        if options.histories is None:
+            parser.error("--engine ray ranks --histories; leave it out for one --history")
+        return
+    for name in ("ray_address", "workers", "cpus_per_worker", "gpus_per_worker"):
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} is of --engine ray; add that")
+    if options.histories and (options.histories.is_dir() or options.histories.suffix == PARQUET):
+        parser.error("--histories: folders and Parquet are read by --engine ray; add that")
 
 
 def resolve(recommender: Recommender, name: str) -> str:
@@ -101,6 +132,26 @@ def resolve(recommender: Recommender, name: str) -> str:
     raise ValueError(f"No item is called {name!r}; the nearest: {nearest}.")
 
 
+def recommend_in_shards(options: argparse.Namespace) -> None:
+    """Recommend for histories in shards, by workers of Ray.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError, OSError: an option or a file cannot be used, or a worker failed.
+    """
+    import_ray()  # what is absent is found before files are read
+    workers = Workers(options.workers, options.cpus_per_worker, options.gpus_per_worker)
+    folder = ResultsFolder(options.out, Path(options.checkpoint), options.histories, options.k)
+    recommender = Recommender.from_checkpoint(options.checkpoint, options.data_path)
+    folder.check(recommender)
+    data_path = Path(recommender.dataset.dataset_path).parent.absolute()
+    del recommender  # this machine may have a worker, too, whose memory it is
+    folder.begin()
+    if folder.pending:
+        load = partial(Recommender.from_checkpoint, folder.checkpoint, data_path)
+        recommend_shards(folder, load, workers, options.ray_address)
+
+
 def recommend_file(recommender: Recommender, histories: Path, results: ResultsFile, k: int) -> None:
     """Recommend for a file of histories; an interrupted run goes on behind its last whole batch.
 
@@ -116,61 +167,10 @@ def recommend_file(recommender: Recommender, histories: Path, results: ResultsFi
     lines = islice(histories_of(histories, recommender), done, None)
     with tqdm(initial=done, unit="history", ncols=100) as progress:
         for rows in batched(lines, BATCH):
-            ranked = recommender.recommend(rows, k)
-            results.add(
-                json.dumps([asdict(item) for item in result], allow_nan=False) for result in ranked
-            )
+            results.add(recommender.recommend(rows, k))
             progress.update(len(rows))
     if not results.n_histories:
         results.add(())  # they have a file of results all the same
-
-
-def histories_of(file: Path, recommender: Recommender) -> Iterator[list[str]]:
-    """The histories of a file, one a line.
-
-    Raises:
-        ValueError: a line is no list of known items; names the line.
-    """
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            history = read_history(line, number, file)
-            try:
-                recommender.ids_of(history)
-            except ValueError as error:
-                raise ValueError(f"{file}, line {number}: {error}") from error
-            yield history
-
-
-def read_history(line: bytes | str, number: int, file: Path) -> list[str]:
-    """One line's item tokens; a number stands for the token that is written so.
-
-    Raises:
-        ValueError: names the file and the line.
-    """
-    try:
-        tokens = json.loads(line if isinstance(line, str) else line.decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}, line {number}: no JSON in UTF-8 ({error}).") from error
-    if not isinstance(tokens, list) or not tokens:
-        fault = "no list of item tokens, the oldest first"
-    elif wrong := [t for t in tokens if isinstance(t, bool) or not isinstance(t, str | int)]:
-        fault = f"{json.dumps(wrong[0])[:EXCERPT]} is no item token; write it in quotes"
-    else:
-        return [str(token) for token in tokens]
-    raise ValueError(f"{file}, line {number}: {fault}. The line begins {excerpt(line)}.")
-
-
-def excerpt(line: bytes | str) -> str:
-    """The beginning of a line, to be printed."""
-    text = line if isinstance(line, str) else line.decode(errors="replace")
-    return ascii(text.strip()[:EXCERPT])
-
-
-def batched(items: Iterable, size: int) -> Iterator[list]:
-    """Lists of at most ``size`` items."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def as_lines(result: Sequence[Recommendation]) -> str:

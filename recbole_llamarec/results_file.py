@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recbole_llamarec.files import flush, naming, written_whole
 from recbole_llamarec.version import __version__
+
+if TYPE_CHECKING:
+    from recbole_llamarec.recommender import Recommendation
 
 BEGINNING = b'[{"item": '  # of each line
 ENDING = ".run.json"  # of the file beside it that says what it holds
@@ -49,10 +54,10 @@ class ResultsFile:
             raise FileNotFoundError(f"--out: the folder {str(out.parent)!r} does not exist.")
         self._out = out
         self._about = out.with_name(f"{out.name}{ENDING}")
-        histories_sha256, self.n_histories = _digest(histories)
+        histories_sha256, self.n_histories = digest_and_lines(histories)
         self._run = {
             "recbole_llamarec": __version__,
-            "checkpoint_sha256": _digest(checkpoint)[0],
+            "checkpoint_sha256": digest_and_lines(checkpoint)[0],
             "histories_sha256": histories_sha256,
             "k": k,
         }
@@ -65,7 +70,7 @@ class ResultsFile:
         elif self._is_there:
             raise self._refusal(f"{str(self._about)!r}, which would say what it holds, is missing")
 
-    def add(self, results: Iterable[str]) -> None:
+    def add(self, results: Iterable[Sequence[Recommendation]]) -> None:
         """Write the results of the next histories behind the last whole batch.
 
         Raises:
@@ -75,7 +80,7 @@ class ResultsFile:
         if not os.path.lexists(self._about):
             with written_whole(self._about, "--out") as part:
                 part.write_text(json.dumps(self._run, indent=1) + "\n", encoding="utf-8")
-        lines = [f"{result}\n".encode() for result in results]
+        lines = [line_of(result) for result in results]
         if not self._is_there and os.path.lexists(self._out):
             raise self._refusal("it was not there a moment ago")
         with naming(self._out, "--out"):
@@ -123,7 +128,12 @@ class ResultsFile:
         )
 
 
-def _digest(file: Path) -> tuple[str, int]:
+def line_of(result: Sequence[Recommendation]) -> bytes:
+    """A result as its line, with the line's end."""
+    return json.dumps([asdict(item) for item in result], allow_nan=False).encode() + b"\n"
+
+
+def digest_and_lines(file: Path) -> tuple[str, int]:
     """SHA-256 of a file in hexadecimal, and the number of its lines."""
     digest, n_lines = hashlib.sha256(), 0
     with file.open("rb") as lines:

@@ -127,6 +127,8 @@ RUNS |= {
     f"{EXPORT} --to merged --merged --dtype bfloat16": Run(leaves="merged/model.safetensors"),
     f"{EXPORT} --prompts prompts.jsonl": Run(prints="prompts.jsonl: "),
 }
+ON_RAY = f"{RECOMMEND} --histories histories --out results --engine ray"
+A_RAY = "it needs Ray: tests/test_recommend_ray.py"
 INSTALLED = "python -m recbole_llamarec --model=LlamaRec …"
 RESUME = f"{MAIN_JOB} --resume=saved/LlamaRec-….pth"
 
@@ -149,6 +151,11 @@ ELSEWHERE = {
     f"{MAIN_JOB} --config_files=properties/llama-2-7b-qlora.yaml {FOUR_GPUS}": TWO_PROCESSES,
     f"{MACHINES} --group_offset=0": TWO_PROCESSES,
     f"{MACHINES} --group_offset=4": TWO_PROCESSES,
+    'pip install ".[ray]"': A_RAY,
+    f"{ON_RAY} --workers 2": A_RAY,
+    "ray start --head --port=6379": A_RAY,
+    "ray start --address=FIRST:6379": A_RAY,
+    f"{ON_RAY} --workers 8 --gpus-per-worker 1 --ray-address auto": A_RAY,
     "pip install .": "it installs the package: tests/test_packaging.py",
     'pip install ".[serve]"': "it installs packages: tests/test_packaging.py, without the extra",
     "python -m recbole_llamarec.serve --checkpoint saved/LlamaRec-….pth": (

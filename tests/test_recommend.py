@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from limits import files_of_at_most
 
-from recbole_llamarec import recommend
+from recbole_llamarec import recommend, results_folder
 from recbole_llamarec.given_candidates import window_starts
-from recbole_llamarec.recommend import read_history, resolve
+from recbole_llamarec.recommend import resolve
+from recbole_llamarec.recommend_ray import Workers
 from recbole_llamarec.results_file import ResultsFile
 from recbole_llamarec.scoring.fusion import Fusion
 
@@ -342,30 +344,6 @@ def test_no_histories_leave_an_empty_file(recommender, files):
     assert files.run(recommender) == b""
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("{", "no JSON"),
-        ("[]", "no list of item tokens"),
-        ('"i1"', "no list of item tokens"),
-        ("", "no JSON"),
-        (b'["i1", "i\xff"]', "no JSON in UTF-8"),
-        (b'\xef\xbb\xbf["i1"]', "no JSON in UTF-8.*BOM"),
-        ('["i1"]'.encode("utf-16"), "no JSON in UTF-8"),
-        ('["i1", null]', "null is no item token; write it in quotes"),
-        ('["i1", true]', "true is no item token"),
-        ('["i1", NaN]', "NaN is no item token"),
-        ('["i1", 1.5]', "1.5 is no item token"),
-        ('["i1", ["i2"]]', "is no item token"),
-        ("[" * 100_000, "no JSON"),
-        (f"[{'9' * 5000}]", "no JSON"),
-    ],
-)
-def test_a_line_that_is_no_history_is_named(line, words, tmp_path):
-    with pytest.raises(ValueError, match=f"in.jsonl, line 7: .*{words}"):
-        read_history(line, 7, tmp_path / "in.jsonl")
-
-
 def test_a_bad_line_is_named_before_anything_is_ranked(recommender, files):
     lines = files.histories.read_bytes().splitlines(keepends=True)
     for line, words in [(b'["i1", "nix"]\n', "has no item 'nix'"), (b'["i1\xff"]\n', "UTF-8")]:
@@ -375,3 +353,47 @@ def test_a_bad_line_is_named_before_anything_is_ranked(recommender, files):
         assert not files.out.exists()
     files.histories.write_bytes(b"".join(lines).rstrip(b"\n"))
     assert files.run(recommender).count(b"\n") == 7
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--histories=in.jsonl", "--out=o", "--workers=2"], "--workers is of --engine ray"),
+        (["--history=i1", "--ray-address=auto"], "--ray-address is of --engine ray"),
+        (["--histories=in.parquet", "--out=o"], "folders and Parquet are read by --engine ray"),
+        (["--histories=.", "--out=o"], "folders and Parquet are read by --engine ray"),
+        (["--history=i1", "--engine=ray"], "--engine ray ranks --histories"),
+    ],
+)
+def test_options_go_with_their_engine(more, words, capsys):
+    with pytest.raises(SystemExit):
+        recommend.parse_arguments(["--checkpoint=a.pth", *more])
+    assert words in capsys.readouterr().err
+
+
+def test_both_engines_give_the_same_bytes(recommender, files, trained, monkeypatch):
+    """What a worker of Ray does with a shard, in this process."""
+    whole = files.run(recommender)
+    monkeypatch.setattr(recommend, "import_ray", lambda: None)
+    monkeypatch.setattr(results_folder, "BATCH", 3)
+
+    def rank_here(folder, load, workers, address):
+        assert (workers, address) == (Workers(2, 1.0, 0.5), "here:1")
+        for name in folder.pending:
+            folder.rank(name, load())
+
+    monkeypatch.setattr(recommend, "recommend_shards", rank_here)
+    options = [f"--checkpoint={trained.checkpoint}", f"--data-path={trained.data_path}", "-k=3"]
+    options += [f"--histories={files.histories}", f"--out={files.out.parent / 'shards'}"]
+    options += ["--engine=ray", "--workers=2", "--gpus-per-worker=0.5", "--ray-address=here:1"]
+    recommend.main(options)
+    assert (files.out.parent / "shards" / "in.jsonl").read_bytes() == whole
+    monkeypatch.setattr(recommend, "recommend_shards", None)  # nothing is left to do
+    recommend.main(options)
+
+
+def test_without_ray_the_command_says_what_to_install(trained, files, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    options = [f"--checkpoint={trained.checkpoint}", f"--histories={files.histories}"]
+    with pytest.raises(SystemExit, match=r'pip install "\.\[ray\]"'):
+        recommend.main([*options, "--out=out", "--engine=ray"])
