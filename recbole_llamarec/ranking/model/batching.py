@@ -15,7 +15,10 @@ from recbole_llamarec.ranking.model.packing import MIN_SHARED, common_beginning
 if TYPE_CHECKING:
     from recbole_llamarec.ranking.protocol import Encoded
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of torch's errors
+_NO_MEMORY = (  # of torch's errors, the last one where cuBLAS or cuDNN has no room to work in
+    *("out of memory", "can't allocate memory", "not enough memory"),
+    "status_alloc_failed",
+)
 
 logger = logging.getLogger(__name__)
 
