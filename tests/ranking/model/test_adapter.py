@@ -1,6 +1,6 @@
 import json
-import warnings
 import logging
+import warnings
 
 import pytest
 import torch
