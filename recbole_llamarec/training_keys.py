@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_llamarec.keys import TEXT, key, number, one_of, optional, whole
+from recbole_llamarec.keys import SWITCH, TEXT, key, number, one_of, optional, whole
 from recbole_llamarec.path_rules import FILE
 from recbole_llamarec.recbole_keys import RULES
 
@@ -99,6 +99,12 @@ class TuningKeys:
         whole(1),
         "Tokens of one forward and backward pass; bounds memory alone (about 2 MB a token for the "
         "embedded model in float32).",
+    )
+    train_gradient_checkpointing: bool = key(
+        False,
+        SWITCH,
+        "Compute each layer again in the backward pass instead of keeping what it computed: less "
+        "memory for more time, with the same gradients.",
     )
     train_eval_steps: int | None = key(
         100, optional(whole(1)), "Optimizer steps between validations; ~ only at the end."

@@ -121,7 +121,8 @@ class Likelihood:
         """Token ids of a history and of each candidate's title, see :meth:`Ranker.encode`."""
         context, titles, n_history = self.prompts.encode(history, items)
         (n_tokens,) = self.forward.cost([context], [[title[:-1] for title in titles]])
-        return Encoded(context, titles, len(titles), n_history, n_tokens)
+        n_context = len(context) if self.forward.pads_contexts_apart else 0
+        return Encoded(context, titles, len(titles), n_history, n_tokens, n_context)
 
     def scores(self, batch: Sequence[Encoded]) -> Tensor:
         """Scores of the candidates, float32 ``[B, K]``; see :meth:`Ranker.scores`."""

@@ -36,6 +36,8 @@ class Encoded:
         n_candidates: K.
         n_history: titles of the history that are shown.
         n_tokens: what the forward pass in use really computes (``Forward.cost``), in tokens.
+        n_context: how many of these are padded to those of the pass's other prompts by themselves,
+            before the rest (``Forward.pads_contexts_apart``).
     """
 
     context: list[int]
@@ -43,6 +45,7 @@ class Encoded:
     n_candidates: int
     n_history: int
     n_tokens: int
+    n_context: int = 0
 
     @property
     def tokens(self) -> list[int]:

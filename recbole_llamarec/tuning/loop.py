@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,11 +20,12 @@ from tqdm import tqdm
 from recbole_llamarec import distributed
 from recbole_llamarec.finite import naming_stage
 from recbole_llamarec.ranking.model.batching import TokenBudget
+from recbole_llamarec.ranking.model.recomputing import recomputed_layers
 from recbole_llamarec.ranking.protocol import Ranker
 from recbole_llamarec.tuning.curve import TrainingCurve
 from recbole_llamarec.tuning.plan import TuningPlan
 from recbole_llamarec.tuning.samples import TuningSamples
-from recbole_llamarec.tuning.step import optimizer_step
+from recbole_llamarec.tuning.step import loss_scaler, optimizer_step
 
 Weights = dict[str, torch.Tensor]
 
@@ -61,10 +63,10 @@ class TuningProgress:
     losses: list[float] = field(default_factory=list)
     curve: TrainingCurve = field(default_factory=TrainingCurve)
 
-    def state(self, adapter: Weights, optimizer: dict[str, Any]) -> dict[str, Any]:
-        """Tensors and plain values for a file, with the present adapter and optimizer."""
+    def state(self, adapter: Weights, **others: dict[str, Any]) -> dict[str, Any]:
+        """Tensors and plain values for a file, with the present adapter and others' states."""
         own = {**vars(self), "curve": self.curve.state(), "losses": list(self.losses)}
-        return {**own, "adapter": adapter, "optimizer": optimizer}
+        return {**own, "adapter": adapter, **others}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> TuningProgress:
@@ -104,6 +106,7 @@ class TuningLoop:
         self.adapter, self.samples, self.plan = adapter, samples, plan
         self.optimizer, self.budget = optimizer, budget
         self.validate, self.on_step, self.save, self.is_due = validate, on_step, save, is_due
+        self.scaler = loss_scaler(adapter.ranker.model)
 
     def run(self, state: Mapping[str, Any] | None, show_progress: bool) -> TuningProgress:
         """Tune to the end and load the best adapter.
@@ -117,6 +120,7 @@ class TuningLoop:
             progress = TuningProgress.from_state(state)
             self.adapter.load_adapter_weights(state["adapter"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
         batches = self.plan.batches
         options = {"desc": "Tune", "unit": "sample", "ncols": 100, "disable": not show_progress}
         n_samples = sum(map(len, batches))
@@ -149,10 +153,11 @@ class TuningLoop:
             ranker.encode(history, pool)
             for history, pool in zip(samples.histories, samples.pools, strict=True)
         ]
-        with naming_stage(f"tuning step {step}"):
+        recomputing = recomputed_layers(ranker.model) if self.plan.recomputes_layers else None
+        with naming_stage(f"tuning step {step}"), recomputing or nullcontext():
             loss = optimizer_step(
                 ranker, encoded, samples.targets, self.plan.loss, self.optimizer, self.budget,
-                self.plan.clipping, bar.update,
+                self.plan.clipping, bar.update, self.scaler,
             )  # fmt: skip
         progress.step = step
         progress.losses.append(loss)
@@ -183,7 +188,8 @@ class TuningLoop:
             self._save(progress)
 
     def _save(self, progress: TuningProgress) -> None:
-        self.save(progress.state(self.adapter.adapter_weights(), self.optimizer.state_dict()))
+        states = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        self.save(progress.state(self.adapter.adapter_weights(), **states))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -31,6 +31,7 @@ class TuningPlan:
         stopping_step: validations without improvement before tuning stops.
         bigger: whether a greater score is the better one.
         seed: of dropout.
+        recomputes_layers: whether layers are computed again in a backward pass.
     """
 
     batches: Sequence[np.ndarray]
@@ -44,6 +45,7 @@ class TuningPlan:
     stopping_step: int
     bigger: bool
     seed: int
+    recomputes_layers: bool = False
 
     def validates_at(self, step: int) -> bool:
         """Whether the ranker is validated behind a step."""
@@ -104,4 +106,5 @@ def tuning_plan(
         stopping_step=config["stopping_step"],
         bigger=config["valid_metric_bigger"],
         seed=config["seed"],
+        recomputes_layers=settings.train_gradient_checkpointing,
     )

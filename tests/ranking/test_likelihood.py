@@ -18,6 +18,7 @@ from rankers import (
 )
 
 from recbole_llamarec.ranking.likelihood import Likelihood
+from recbole_llamarec.ranking.model.batching import pass_tokens
 from recbole_llamarec.ranking.model.head import output_head
 from recbole_llamarec.ranking.rank import rank_all
 
@@ -96,6 +97,29 @@ def test_what_is_encoded_is_context_and_titles_and_what_they_cost(any_ranker, sa
         with torch.no_grad():
             any_ranker.scores([encoded])
         assert sum(entered) == encoded.n_tokens
+
+
+@pytest.mark.parametrize("tokens", [300, 900])
+def test_a_pass_computes_no_more_tokens_than_the_budget_counts(any_ranker, samples, tokens):
+    """Where the longest history and the longest titles are of different users, too."""
+    decoder, entered = any_ranker.model.get_base_model().get_decoder(), []
+    decoder.layers[0].register_forward_pre_hook(
+        lambda _, inputs: entered.append(inputs[0].shape[:-1].numel())
+    )
+    encoded = encoded_of(any_ranker, samples)
+    batches = budget_of(tokens).batches(encoded)
+    assert sorted(np.concatenate(batches)) == list(range(len(encoded))) and len(batches) > 1
+    for rows in batches:
+        batch = [encoded[row] for row in rows]
+        counted = pass_tokens(batch, share=False)
+        assert counted <= tokens or len(batch) == 1
+        entered.clear()
+        with torch.no_grad():
+            any_ranker.scores(batch)
+        if any_ranker.shares_beginnings:  # no padding is computed
+            assert 0.5 * counted < sum(entered) <= counted
+        else:
+            assert sum(entered) == counted
 
 
 def test_the_history_is_computed_once_for_all_candidates(tiny_llama, samples):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from runs import language_model_of, pools_of, randomise_adapter
+from torch.amp import GradScaler
 
+from recbole_llamarec.finite import NotFiniteError
 from recbole_llamarec.ranking.losses import LabelLoss
 from recbole_llamarec.ranking.model.batching import TokenBudget
+from recbole_llamarec.ranking.model.loading import LanguageModelSettings
 from recbole_llamarec.tuning import step as step_module
-from recbole_llamarec.tuning.step import optimizer_step
+from recbole_llamarec.tuning.step import loss_scaler, optimizer_step
 
 N_ROWS = 11
 
@@ -164,6 +169,58 @@ def test_gradients_are_clipped_in_the_norm_that_is_named(scorer, batch):
     step(scorer, batch, 4000, clipping={"max_norm": absolute / 2, "norm_type": 1})
     for gradient, other in zip(gradients_of(scorer), plain, strict=True):
         torch.testing.assert_close(gradient, other / 2, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_loss_is_scaled_in_float16_alone(tiny_llama, dtype):
+    llm = LanguageModelSettings(name_or_path=str(tiny_llama), dtype=dtype)
+    scorer = language_model_of(tiny_llama, llm=llm)
+    assert loss_scaler(scorer.ranker.model).is_enabled() == (dtype == "float16")
+
+
+def test_a_scaled_loss_gives_the_gradients_of_the_plain_one(scorer, batch):
+    step(scorer, batch, 900, clipping={"max_norm": 0.1})
+    expected = gradients_of(scorer)
+    scaler = GradScaler("cpu", init_scale=2.0**16)
+    step(scorer, batch, 900, clipping={"max_norm": 0.1}, scaler=scaler)
+    for gradient, other in zip(gradients_of(scorer), expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-6, rtol=1e-4)
+
+
+class Overflows(torch.autograd.Function):
+    """Passes its input on; its gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx, losses):
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * torch.inf
+
+
+def test_a_step_that_overflows_is_left_out_until_no_scale_helps(scorer, batch):
+    def overflowing(ranker, part, targets):
+        return Overflows.apply(LabelLoss()(ranker, part, targets))
+
+    before, scaler = scorer.adapter_weights(), GradScaler("cpu", init_scale=2.0)
+    step(scorer, batch, 900, overflowing, learning_rate=1.0, scaler=scaler)
+    assert scaler.get_scale() == 1.0
+    with pytest.raises(NotFiniteError, match="llm_dtype to float32 or bfloat16"):
+        step(scorer, batch, 900, overflowing, learning_rate=1.0, scaler=scaler)
+    after = scorer.adapter_weights()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_memory_that_runs_out_in_tuning_fails_as_often_as_the_budget_is_halved(
+    scorer, batch, where
+):
+    longest = max(own.n_tokens for own in batch[0])
+    loss, budget = Counting(most=1, where=where), TokenBudget(8 * longest, "train_batch_tokens")
+    step(scorer, batch, 0, loss, budget=budget)
+    n_failures = sum(size > 1 for size in loss.passes)
+    assert 0 < n_failures <= math.ceil(math.log2(8)) and loss.passes[-N_ROWS:] == [1] * N_ROWS
 
 
 def test_gradients_are_averaged_over_processes_before_they_are_applied(scorer, batch, monkeypatch):

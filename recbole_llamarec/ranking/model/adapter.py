@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,11 @@ def _wrapped(model: Any, config: LoraConfig, seed: int) -> PeftModel:
 
     was_training = model.training
     # PEFT draws on CPU and then moves the weights, so the CPU's generator is the only one used.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5 for this attribute by its old name.
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
         torch.random.default_generator.manual_seed(seed)
         wrapped = get_peft_model(model, config)
     compute_in_the_models_precision(wrapped)

@@ -15,7 +15,10 @@ from recbole_llamarec.ranking.model.packing import MIN_SHARED, common_beginning
 if TYPE_CHECKING:
     from recbole_llamarec.ranking.protocol import Encoded
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of torch's errors
+_NO_MEMORY = (  # of torch's errors, the last one where cuBLAS or cuDNN has no room to work in
+    *("out of memory", "can't allocate memory", "not enough memory"),
+    "status_alloc_failed",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,8 @@ class TokenBudget:
         """
         if share:
             return shared_batches([one.tokens for one in encoded], self.tokens)
-        return length_batches([one.n_tokens for one in encoded], self.tokens)
+        contexts = [one.n_context for one in encoded]
+        return length_batches([one.n_tokens for one in encoded], self.tokens, contexts)
 
     def cut(self, n_tokens: int) -> None:
         """Halve the budget below a pass that did not fit.
@@ -144,26 +148,35 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     )
 
 
-def length_batches(lengths: Sequence[int], max_tokens: int) -> list[np.ndarray]:
+def length_batches(
+    lengths: Sequence[int], max_tokens: int, contexts: Sequence[int] | None = None
+) -> list[np.ndarray]:
     """Group prompts so that little padding is computed; the longest come first.
 
-    A batch of ``n`` prompts costs ``n`` times its longest prompt; it is closed before that exceeds
-    ``max_tokens``. A prompt longer than the budget makes a batch of its own.
+    A batch of ``n`` prompts costs ``n`` times its longest prompt, or ``n`` times its longest
+    context and what is longest behind one; it is closed before that exceeds ``max_tokens``. A
+    prompt longer than the budget makes a batch of its own.
 
     Args:
         lengths: tokens of each prompt.
         max_tokens: tokens of a padded batch.
+        contexts: tokens of each prompt that are padded by themselves; None is 0.
 
     Returns:
         list of int64 index arrays; together they are a permutation of all prompts. The order
         depends on the lengths alone, so equal input gives equal batches.
     """
-    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    totals = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-totals, kind="stable")
+    first = np.zeros_like(totals) if contexts is None else np.asarray(contexts, dtype=np.int64)
     batches, start = [], 0
     while start < len(order):
-        size = max(1, max_tokens // max(1, int(lengths[order[start]])))
-        batches.append(order[start : start + size])
-        start += size
+        most = max(1, max_tokens // max(1, int(totals[order[start]])))
+        rows = order[start : start + most]
+        widths = np.maximum.accumulate(first[rows]) + np.maximum.accumulate((totals - first)[rows])
+        fitting = int((widths * np.arange(1, len(rows) + 1) <= max_tokens).sum())
+        batches.append(rows[: max(1, fitting)])
+        start += len(batches[-1])
     return batches
 
 
@@ -202,7 +215,8 @@ def _n_added(before: Sequence[int], prompt: Sequence[int]) -> int:
 def pass_tokens(encoded: Sequence[Encoded], share: bool) -> int:
     """Tokens of a pass, as :meth:`TokenBudget.batches` counts them."""
     if not share:
-        return len(encoded) * max(one.n_tokens for one in encoded)
+        longest = max(one.n_context for one in encoded)
+        return len(encoded) * (longest + max(one.n_tokens - one.n_context for one in encoded))
     prompts = [one.tokens for one in encoded]
     neighbours = zip(prompts, prompts[1:], strict=False)
     return len(prompts[0]) + sum(_n_added(before, prompt) for before, prompt in neighbours)
@@ -226,3 +240,20 @@ def pad_right(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[T
     for row, prompt in zip(input_ids, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
     return input_ids.to(device), lengths.to(device)
+
+
+def whole_prompts(
+    contexts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
+    places: Sequence[Sequence[Sequence[int]]],
+) -> tuple[list[list[int]], list[np.ndarray]]:
+    """Join each context with its continuations; return the places of each prompt, int64, too."""
+    prompts = [
+        [*context, *continuation]
+        for context, group in zip(contexts, continuations, strict=True)
+        for continuation in group
+    ]
+    read = [np.asarray(at, dtype=np.int64) for of_context in places for at in of_context]
+    if len(read) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts, but places for {len(read)}.")
+    return prompts, read

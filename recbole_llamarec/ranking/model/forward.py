@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llamarec.ranking.model.adapter import base_model
-from recbole_llamarec.ranking.model.batching import pad_right
+from recbole_llamarec.ranking.model.batching import pad_right, whole_prompts
 from recbole_llamarec.ranking.model.packing import PACKED, pack, packed_states, use_packing
 from recbole_llamarec.ranking.model.states import decoder_states, last_feed_forward, only_rows
 
@@ -35,9 +35,12 @@ class Forward(Protocol):
     Attributes:
         shares_beginnings: whether prompts of one pass compute a common beginning once, whichever
             contexts they belong to; then ``TokenBudget.batches`` may be told to ``share``.
+        pads_contexts_apart: whether contexts with several continuations are padded to one length
+            and the continuations to another (``Encoded.n_context``).
     """
 
     shares_beginnings: bool
+    pads_contexts_apart: bool
 
     def cost(self, contexts: Contexts, continuations: Continuations) -> list[int]:
         """Count the tokens that enter the model for each context with its continuations.
@@ -127,6 +130,7 @@ class Padded:
     """
 
     shares_beginnings = False
+    pads_contexts_apart = False
 
     def __init__(self, model: nn.Module) -> None:
         # PEFT puts its layers inside the base model, so the base model's forward has the adapter.
@@ -141,7 +145,7 @@ class Padded:
 
     def hidden_at(self, contexts: Contexts, continuations: Continuations, places: Places) -> Tensor:
         """Return hidden states ``[P, H]``; see :meth:`Forward.hidden_at`."""
-        prompts, read = _whole_prompts(contexts, continuations, places)
+        prompts, read = whole_prompts(contexts, continuations, places)
         device = next(self._base.parameters()).device
         input_ids, _ = pad_right(prompts, device)  # [B, T]
         longest = input_ids.shape[1]
@@ -158,6 +162,7 @@ class Packed:
     """
 
     shares_beginnings = True
+    pads_contexts_apart = False
 
     def __init__(self, model: nn.Module) -> None:
         self._base: Any = base_model(model)
@@ -173,7 +178,7 @@ class Packed:
 
     def hidden_at(self, contexts: Contexts, continuations: Continuations, places: Places) -> Tensor:
         """Return hidden states ``[P, H]``; see :meth:`Forward.hidden_at`."""
-        prompts, read = _whole_prompts(contexts, continuations, places)
+        prompts, read = whole_prompts(contexts, continuations, places)
         device = next(self._base.parameters()).device
         packing = pack(prompts, device)
         rows = _on(device, [packing.rows(i)[at] for i, at in enumerate(read)])  # [P]
@@ -192,6 +197,7 @@ class PrefixCache:
     """
 
     shares_beginnings = False
+    pads_contexts_apart = True
 
     def __init__(self, model: nn.Module) -> None:
         self._base: Any = base_model(model)
@@ -211,7 +217,7 @@ class PrefixCache:
         if not any(map(any, continuations)):  # all are empty: each context is a prompt
             once = [[[at for read in of_context for at in read]] for of_context in places]
             return self._padded.hidden_at(contexts, [[[]]] * len(contexts), once)
-        from recbole_llamarec.ranking.model.prefix import SharedPrefix, pad_left
+        from recbole_llamarec.ranking.model.prefix import ContextCache, pad_left
 
         device = next(self._base.parameters()).device
         shown = [(i, ids) for i, group in enumerate(continuations) for ids in group if ids]
@@ -222,7 +228,7 @@ class PrefixCache:
         rows = self._rows(contexts, continuations, places, longest, next_ids.shape[1])
         read = torch.tensor(rows, device=device)  # [P], in [C * T + B * S]
 
-        cache = SharedPrefix(config=self._base.config)
+        cache = ContextCache(config=self._base.config)
         inputs: dict[str, Tensor] = {}
         if mask is not None:
             inputs["attention_mask"] = mask
@@ -234,7 +240,6 @@ class PrefixCache:
             **inputs,
         )  # [C * T, H]
 
-        cache.contexts = context_of
         if mask is not None:
             seen = torch.cat([mask[context_of], torch.ones_like(next_ids)], dim=1)  # [B, T + S]
             inputs["attention_mask"] = seen
@@ -243,7 +248,7 @@ class PrefixCache:
         second = decoder_states(
             *(self._base, read[read >= n_first].unique() - n_first),
             input_ids=next_ids,
-            past_key_values=cache,
+            past_key_values=cache.read_by(context_of),
             **inputs,
         )  # [B * S, H]
         return torch.cat([first, second])[read]  # [P, H]
@@ -262,21 +267,6 @@ class PrefixCache:
                 rows += [(in_context if at < len(context) else beyond) + at for at in read]
                 n_shown += bool(continuation)
         return rows
-
-
-def _whole_prompts(
-    contexts: Contexts, continuations: Continuations, places: Places
-) -> tuple[list[list[int]], list[np.ndarray]]:
-    """Join each context with its continuations; return the places of each prompt, int64, too."""
-    prompts = [
-        [*context, *continuation]
-        for context, group in zip(contexts, continuations, strict=True)
-        for continuation in group
-    ]
-    read = [np.asarray(at, dtype=np.int64) for of_context in places for at in of_context]
-    if len(read) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts, but places for {len(read)}.")
-    return prompts, read
 
 
 def _on(device: torch.device, parts: list[np.ndarray]) -> Tensor:

@@ -26,6 +26,7 @@ from recbole_llamarec.ranking.model.hardware import (
     has_bfloat16,
     import_bitsandbytes,
     quantization_options,
+    warn_of_slow_precision,
 )
 from recbole_llamarec.ranking.model.packing import PACKED
 from recbole_llamarec.ranking.model.settings import (
@@ -107,6 +108,7 @@ def load_language_model(
     """
     check_attention(settings.attention, device)
     check_language_model(settings)
+    warn_of_slow_precision(_dtype(settings, device), device)
     attentions = {"auto": ("sdpa", "eager"), PACKED: ("sdpa", "eager")}
     model: Any
     try:

@@ -5,6 +5,7 @@ Shapes: C contexts, T tokens of the longest, B rows of the next pass, S tokens o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +14,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 
-class SharedPrefix(DynamicCache):
+class ContextCache(DynamicCache):
     """Keys and values of contexts, which the rows of a further pass read before what is theirs.
 
     Those of the further pass are not kept, and a layer's contexts are expanded over the rows only
     while that layer is computed: all layers at once would take as much memory as computing each
-    context once a row.
+    context once a row. A layer that is computed again, for its gradients, adds nothing.
 
     Attributes:
         contexts: the context of each row of the further pass, int64 ``[B]``; None while the
@@ -27,13 +28,25 @@ class SharedPrefix(DynamicCache):
 
     contexts: Tensor | None = None
 
+    def read_by(self, contexts: Tensor) -> ContextCache:
+        """The same keys and values as rows read them.
+
+        Args:
+            contexts: the context of each row, int64 ``[B]``.
+        """
+        reading = copy.copy(self)
+        reading.contexts = contexts
+        return reading
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """Return the keys and values of a layer that its queries may see, as transformers asks."""
+        layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
         if self.contexts is None:
+            if layer is not None and layer.is_initialized:
+                return key_states, value_states
             return super().update(key_states, value_states, layer_idx, *args, **options)
-        layer: Any = self.layers[layer_idx]
         keys = torch.cat([layer.keys[self.contexts], key_states], dim=-2)
         values = torch.cat([layer.values[self.contexts], value_states], dim=-2)
         return keys, values

@@ -42,8 +42,8 @@ class LanguageModelSettings:
     load_in_4bit: bool = key(
         False,
         SWITCH,
-        "NF4 with double quantization, computed in bfloat16, or in float16 on a GPU without it "
-        "(QLoRA); needs bitsandbytes.",
+        "NF4 with double quantization (QLoRA), computed in what llm_dtype: auto takes; needs "
+        "bitsandbytes.",
     )
     load_in_8bit: bool = key(
         False, SWITCH, "8-bit weights and activations (LLM.int8); needs bitsandbytes."

@@ -1,5 +1,6 @@
 import json
 import logging
+import warnings
 
 import pytest
 import torch
@@ -64,6 +65,12 @@ def test_new_adapter_changes_nothing_and_alone_is_trainable():
     assert len(trainable) == 2 * 2 * 2
     assert all("lora_" in name for name in trainable)
     assert model.peft_config["default"].base_model_name_or_path == "test/tiny-llama"
+
+
+def test_what_peft_asks_by_an_old_name_is_not_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        add_adapter(tiny_llama(), LoraSettings(), seed=1)
 
 
 def test_initial_weights_depend_on_the_seed_only():

@@ -9,7 +9,14 @@ from recbole_llamarec.ranking.model.hardware import (
     has_bfloat16,
     import_bitsandbytes,
     quantization_options,
+    warn_of_slow_precision,
 )
+
+CPU = torch.device("cpu")
+INSTRUCTIONS = {
+    "bfloat16": "avx512_bf16 or amx_bf16",
+    "float16": "avx512_fp16 or amx_fp16",
+}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +36,42 @@ def test_the_precision_is_what_the_device_has_instructions_for(device_type, bflo
 def test_a_cpu_has_bfloat16_by_its_instructions(feature, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True, "avx2": True})
     assert has_bfloat16(torch.device("cpu")) == (feature is not None)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "features", "warned"),
+    [
+        (
+            torch.bfloat16,
+            {"avx2": True},
+            "bfloat16",
+        ),
+        (
+            torch.float16,
+            {"avx2": True},
+            "float16",
+        ),
+        (torch.bfloat16, {"amx_bf16": True}, None),
+        (torch.float16, {"avx512_fp16": True}, None),
+        (torch.float32, {"avx2": True}, None),
+        (torch.bfloat16, {"architecture": "arm64"}, None),
+    ],
+)
+def test_a_precision_that_the_processor_lacks_is_warned_of(
+    dtype, features, warned, monkeypatch, caplog
+):
+    own = {"architecture": "x86_64"} | features
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: own)
+    warn_of_slow_precision(dtype, torch.device("cuda"))
+    assert not caplog.messages
+    warn_of_slow_precision(dtype, CPU)
+    assert len(caplog.messages) == bool(warned)
+    if warned:
+        wanted = INSTRUCTIONS[warned]
+        assert f"llm_dtype: {warned}: this processor has no instructions for it ({wanted})" in (
+            caplog.text
+        )
+        assert "Set llm_dtype to auto or float32" in caplog.text
 
 
 @pytest.mark.parametrize("supported", [False, True])
@@ -52,7 +95,8 @@ def test_outliers_are_kept_in_8_bits_on_a_gpu(device_type):
     [
         ("cuda", True, torch.bfloat16),
         ("cuda", False, torch.float16),
-        ("cpu", False, torch.bfloat16),
+        ("cpu", True, torch.bfloat16),
+        ("cpu", False, torch.float32),
     ],
 )
 def test_4_bits_are_computed_in_what_the_device_has(device_type, bfloat16, expected):

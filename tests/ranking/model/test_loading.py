@@ -84,6 +84,16 @@ def test_auto_dtype_is_what_the_device_has(has_bfloat16, model_directory, monkey
     assert load_language_model(settings, CPU)[0].dtype == torch.float16
 
 
+def test_a_precision_that_is_slow_here_is_loaded_with_a_warning(
+    model_directory, monkeypatch, caplog
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"})
+    load_language_model(LanguageModelSettings(str(model_directory)), CPU)
+    assert "llm_dtype" not in caplog.text  # auto is float32
+    load_language_model(LanguageModelSettings(str(model_directory), dtype="bfloat16"), CPU)
+    assert "llm_dtype: bfloat16: this processor has no instructions for it" in caplog.text
+
+
 ENCODERS = {
     "bert": transformers.BertConfig,
     "roberta": transformers.RobertaConfig,
