@@ -70,8 +70,9 @@ class TuningKeys:
     train_binding_steps: int = key(
         0,
         whole(0),
-        "First optimizer steps, in which a sample's target is one of the history's items that the "
-        "prompt shows, so that the model learns to answer with the label of what it looks for.",
+        "Optimizer steps over which the share of samples falls from 1 to 0 whose target is one of "
+        "the history's items that the prompt shows, so that the model learns to answer with the "
+        "label of what it looks for.",
     )
     train_candidates_from: int = key(
         100, whole(2), "How far down the retriever's order those are drawn."

@@ -81,17 +81,16 @@ class TuningSamples:
         if not with_candidates:
             pools = [[int(target)] for target in self.targets[rows]]
             return Samples(histories, pools, np.ones((len(rows), 1), dtype=np.float32))
-        if step <= self.settings.train_binding_steps:
-            drawn = self._copies(rows, step, histories)
-        else:
-            drawn = self._pools(rows, step)
-        labels = [label for _, label in drawn]
-        targets = np.eye(self.n_candidates, dtype=np.float32)[labels]  # [B, K]
-        share = self.settings.train_teacher
-        if share and step > self.settings.train_binding_steps:
-            pools = np.stack([pool for pool, _ in drawn])
-            targets = (1 - share) * targets + share * self._teacher(rows, pools)
-        return Samples(histories, [pool.tolist() for pool, _ in drawn], targets)
+        copies = self._is_copy(rows, step)  # [B]
+        drawn = self._pools(rows, step)
+        for place in np.flatnonzero(copies):
+            drawn[place] = self._copy(rows[place], step, histories[place])
+        pools = np.stack([pool for pool, _ in drawn])  # [B, K]
+        targets = np.eye(self.n_candidates, dtype=np.float32)[[label for _, label in drawn]]
+        if share := self.settings.train_teacher:
+            mixed = (1 - share) * targets + share * self._teacher(rows, pools)
+            targets = np.where(copies[:, None], targets, mixed)  # [B, K]
+        return Samples(histories, pools.tolist(), targets)
 
     @torch.no_grad()
     def _teacher(self, rows: np.ndarray, pools: np.ndarray) -> np.ndarray:
@@ -138,16 +137,16 @@ class TuningSamples:
             pools.append(pool)
         return pools
 
-    def _copies(
-        self, rows: np.ndarray, step: int, histories: list[list[int]]
-    ) -> list[tuple[np.ndarray, int]]:
-        """Candidates of each row and the column of the one that its history shows."""
-        return [
-            self._random_pool(
-                row, np.random.default_rng([self.seed, step, row, 2]).choice(history), step
-            )
-            for row, history in zip(rows, histories, strict=True)
-        ]
+    def _is_copy(self, rows: np.ndarray, step: int) -> np.ndarray:
+        """Which samples have their history's item as target, bool ``[B]``: fewer at each step."""
+        share = 1 - (step - 1) / max(1, self.settings.train_binding_steps)
+        draws = [np.random.default_rng([self.seed, step, row, 3]).random() for row in rows]
+        return np.array(draws) < share
+
+    def _copy(self, row: int, step: int, history: list[int]) -> tuple[np.ndarray, int]:
+        """Candidates of a row and the column of the one that its history shows."""
+        target = np.random.default_rng([self.seed, step, row, 2]).choice(history)
+        return self._random_pool(row, target, step)
 
     def _random_pool(self, row: int, target: int, step: int) -> tuple[np.ndarray, int]:
         """Candidates of a row: a target among items that its user has not seen."""
