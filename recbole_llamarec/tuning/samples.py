@@ -139,7 +139,8 @@ class TuningSamples:
 
     def _is_copy(self, rows: np.ndarray, step: int) -> np.ndarray:
         """Which samples have their history's item as target, bool ``[B]``: fewer at each step."""
-        share = 1 - (step - 1) / max(1, self.settings.train_binding_steps)
+        n_steps = self.settings.train_binding_steps
+        share = 1 - (step - 1) / n_steps if n_steps else 0.0
         draws = [np.random.default_rng([self.seed, step, row, 3]).random() for row in rows]
         return np.array(draws) < share
 
