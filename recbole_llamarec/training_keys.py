@@ -70,11 +70,18 @@ class TuningKeys:
     train_binding_steps: int = key(
         0,
         whole(0),
-        "First optimizer steps, in which a sample's target is one of the history's items that the "
-        "prompt shows, so that the model learns to answer with the label of what it looks for.",
+        "Optimizer steps over which the share of samples falls from 1 to 0 whose target is one of "
+        "the history's items that the prompt shows, so that the model learns to answer with the "
+        "label of what it looks for.",
     )
     train_candidates_from: int = key(
         100, whole(2), "How far down the retriever's order those are drawn."
+    )
+    train_teacher: float = key(
+        0.0,
+        number(at_least=0, at_most=1),
+        "Share of a sample's target that the retriever gives: its probabilities among the "
+        "candidates, divided by how often each is drawn where they are drawn by popularity.",
     )
     train_positions: int = key(
         1,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from recbole_llamarec.data.chronology import runs_of
 from recbole_llamarec.data.seen import CHOSEN_BEFORE
-from recbole_llamarec.retrieval.candidates import top_candidates
+from recbole_llamarec.retrieval.candidates import catalogue_scores, top_candidates
 from recbole_llamarec.training_keys import pool_size
 from recbole_llamarec.tuning.pools import blocks_of_positions, random_pool, retriever_pool
 
@@ -84,13 +85,30 @@ class TuningSamples:
         if not with_candidates:
             pools = [[int(target)] for target in self.targets[rows]]
             return Samples(histories, pools, np.ones((len(rows), 1), dtype=np.float32))
-        if step <= self.settings.train_binding_steps:
-            drawn = self._copies(rows, step, histories)
-        else:
-            drawn = self._pools(rows, step)
-        labels = [label for _, label in drawn]
-        targets = np.eye(self.n_candidates, dtype=np.float32)[labels]  # [B, K]
-        return Samples(histories, [pool.tolist() for pool, _ in drawn], targets)
+        copies = self._is_copy(rows, step)  # [B]
+        drawn = self._pools(rows, step)
+        for place in np.flatnonzero(copies):
+            drawn[place] = self._copy(rows[place], step, histories[place])
+        pools = np.stack([pool for pool, _ in drawn])  # [B, K]
+        targets = np.eye(self.n_candidates, dtype=np.float32)[[label for _, label in drawn]]
+        if share := self.settings.train_teacher:
+            mixed = (1 - share) * targets + share * self._teacher(rows, pools)
+            targets = np.where(copies[:, None], targets, mixed)  # [B, K]
+        return Samples(histories, pools.tolist(), targets)
+
+    @torch.no_grad()
+    def _teacher(self, rows: np.ndarray, pools: np.ndarray) -> np.ndarray:
+        """The retriever's probabilities among candidates, float32 ``[B, K]``.
+
+        Of candidates drawn by popularity it is not popularity that is asked for.
+        """
+        model = self.model
+        model.retriever.eval()
+        scores = catalogue_scores(model.retriever.full_sort_predict, self.inter[rows])  # [B, N]
+        own = scores.cpu().gather(1, torch.from_numpy(pools))  # [B, K]
+        if self.settings.train_candidates == "popular":
+            own = own - torch.from_numpy(np.log(model.item_counts[pools] + 1.0))
+        return own.float().softmax(1).numpy()
 
     def _histories(self, rows: np.ndarray) -> list[list[int]]:
         """The most recent items before each row's target.
@@ -127,16 +145,17 @@ class TuningSamples:
             )
         return pools
 
-    def _copies(
-        self, rows: np.ndarray, step: int, histories: list[list[int]]
-    ) -> list[tuple[np.ndarray, int]]:
-        """Candidates of each row and the column of the one that its history shows."""
-        return [
-            self._random_pool(
-                row, np.random.default_rng([self.seed, step, row, 2]).choice(history), step
-            )
-            for row, history in zip(rows, histories, strict=True)
-        ]
+    def _is_copy(self, rows: np.ndarray, step: int) -> np.ndarray:
+        """Which samples have their history's item as target, bool ``[B]``: fewer at each step."""
+        n_steps = self.settings.train_binding_steps
+        share = 1 - (step - 1) / n_steps if n_steps else 0.0
+        draws = [np.random.default_rng([self.seed, step, row, 3]).random() for row in rows]
+        return np.array(draws) < share
+
+    def _copy(self, row: int, step: int, history: list[int]) -> tuple[np.ndarray, int]:
+        """Candidates of a row and the column of the one that its history shows."""
+        target = np.random.default_rng([self.seed, step, row, 2]).choice(history)
+        return self._random_pool(row, target, step)
 
     def _random_pool(self, row: int, target: int, step: int) -> tuple[np.ndarray, int]:
         """Candidates of a row: a target among items that its user has not seen."""

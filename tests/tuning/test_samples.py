@@ -69,23 +69,27 @@ def test_candidates_depend_on_seed_step_and_row_alone(tiny_run):
 
 
 def test_the_first_steps_ask_for_an_item_that_the_history_shows(tiny_run):
-    samples = samples_of(tiny_run, train_binding_steps=2, train_pool=4)
-    rows = np.arange(0, len(samples), 5)
-    for step in (1, 2):
+    samples = samples_of(tiny_run, train_binding_steps=4, train_pool=4)
+    rows = np.arange(len(samples))
+    shares = []
+    for step in range(1, 6):
         drawn = samples.draw(rows, step)
         assert drawn.targets.shape == (len(rows), 4)
-        for row, history, pool, target in zip(
-            rows, drawn.histories, drawn.pools, drawn.targets, strict=True
-        ):
-            copied = pool[target.argmax()]
-            assert copied in history
-            negatives = set(pool) - {copied}
+        asked = [pool[t.argmax()] for pool, t in zip(drawn.pools, drawn.targets, strict=True)]
+        copied = [item in own for item, own in zip(asked, drawn.histories, strict=True)]
+        chosen = [bool(item == target) for item, target in zip(asked, samples.targets, strict=True)]
+        assert all(a or b for a, b in zip(copied, chosen, strict=True))
+        for row, item, pool in zip(rows, asked, drawn.pools, strict=True):
+            negatives = set(pool) - {item}
             seen = set(samples.model.seen.of(samples.users[row]).tolist())
             assert len(negatives) == 3 and not negatives & seen
-    chosen = {pool[t.argmax()] for pool, t in zip(drawn.pools, drawn.targets, strict=True)}
-    assert len(chosen) > 10
+        shares.append(np.mean(np.array(copied) & ~np.array(chosen)))
+        assert len(set(asked)) > 10
+    assert shares[0] == 1 and shares[4] == 0
+    assert shares[1:4] == pytest.approx([0.75, 0.5, 0.25], abs=0.15)
     plain = samples_of(tiny_run, train_pool=4)
-    assert samples.draw(rows, 3).pools == plain.draw(rows, 3).pools
+    assert samples.draw(rows, 5).pools == plain.draw(rows, 5).pools
+    assert plain.draw(rows, 1).pools != samples.draw(rows, 1).pools
 
 
 def test_popular_candidates_are_drawn_by_their_counts(tiny_run):
