@@ -83,8 +83,8 @@ class TuningSamples:
         """
         histories = self._histories(rows)
         if not with_candidates:
-            pools = [[int(target)] for target in self.targets[rows]]
-            return Samples(histories, pools, np.ones((len(rows), 1), dtype=np.float32))
+            alone = [[int(target)] for target in self.targets[rows]]
+            return Samples(histories, alone, np.ones((len(rows), 1), dtype=np.float32))
         copies = self._is_copy(rows, step)  # [B]
         drawn = self._pools(rows, step)
         for place in np.flatnonzero(copies):
