@@ -1,142 +1,179 @@
-"""Workers that rank shards: what they do with one, and a run on a Ray of this machine."""
+"""Workers of Ray: what they do with a shard, and, where Ray is installed, a cluster of them."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
-import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import ROOT
+from ray_stand_in import StandIn
 
-from recbole_llamarec.recommend import recommend_file
-from recbole_llamarec.recommend_ray import ShardWorker, Workers, _require_room
-from recbole_llamarec.recommender import Recommender
-from recbole_llamarec.results_file import ResultsFile
-from recbole_llamarec.results_folder import ResultsFolder
-
-needs_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason='needs Ray: pip install ".[ray]"'
+from recbole_llamarec import recommend
+from recbole_llamarec.recommend_ray import (
+    ShardWorker,
+    Workers,
+    _require_room,
+    import_ray,
+    recommend_shards,
 )
+from recbole_llamarec.results_folder import ResultsFolder
 
 
 @pytest.fixture
-def shards(tmp_path, trained):
-    """Three shards of seven histories in all."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    histories = [[f"i{n + m}" for m in range(n % 4 + 1)] for n in range(7)]
-    for name, own in (("a", histories[:3]), ("b", histories[3:4]), ("c", histories[4:])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+def folder(tmp_path) -> ResultsFolder:
+    """Six shards of two histories each."""
+    (tmp_path / "histories").mkdir()
+    for n in range(6):
+        (tmp_path / "histories" / f"{n}.jsonl").write_text(f'["i{n}"]\n["i{n}", "i{n + 1}"]\n')
+    (tmp_path / "model.pth").write_bytes(b"weights")
+    out, histories = tmp_path / "out", tmp_path / "histories"
+    folder = ResultsFolder(out, tmp_path / "model.pth", histories, 2)
+    folder.begin()
     return folder
 
 
-def expected(recommender, shards, checkpoint):
-    """What one process writes for each shard."""
-    results = {}
-    for shard in sorted(shards.iterdir()):
-        out = shards.parent / f"local-{shard.name}"
-        recommend_file(recommender, shard, ResultsFile(out, checkpoint, shard, 3, 64), 3)
-        results[shard.name] = out.read_bytes()
-    return results
+def items_of(folder: ResultsFolder, name: str) -> list[str]:
+    return [json.loads(line)[0]["item"] for line in folder.results(name).open()]
+
+
+def test_a_worker_ranks_the_shard_that_it_is_given(folder, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    loads = []
+    worker = ShardWorker(folder, lambda: loads.append(1) or StandIn(), is_on_gpu=True)
+    for name in ("4.jsonl", "2.jsonl"):
+        result = worker({"shard": np.array([name])})
+        assert result == {"shard": [name], "fault": [""]}
+    assert items_of(folder, "4.jsonl") == ["i4", "i5"]
+    assert folder.pending == ["0.jsonl", "1.jsonl", "3.jsonl", "5.jsonl"]
+    assert len(loads) == 1  # a model a worker
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"  # what Ray gave it
+    ShardWorker(folder, StandIn, is_on_gpu=False)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_a_worker_says_what_went_wrong_and_where(folder, monkeypatch):
+    def load():
+        raise FileNotFoundError("The data set is not at 'dataset'")
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    result = ShardWorker(folder, load, is_on_gpu=True)({"shard": np.array(["0.jsonl"])})
+    fault = f"0.jsonl on {os.uname().nodename}: The data set is not at 'dataset'"
+    assert result == {"shard": ["0.jsonl"], "fault": [fault]}
+    folder.checkpoint.write_bytes(b"other")
+    result = ShardWorker(folder, StandIn, is_on_gpu=True)({"shard": np.array(["0.jsonl"])})
+    assert "is another file here" in result["fault"][0]
+    assert len(folder.pending) == 6
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("given", "words"),
     [
-        ({"number": 0}, "--workers is 0; it must be 1 or more"),
-        ({"cpus": 0}, "--cpus-per-worker is 0; it must be above 0"),
+        ({"number": 0}, "--workers is 0"),
+        ({"cpus": 0}, "--cpus-per-worker is 0"),
         ({"cpus": float("nan")}, "--cpus-per-worker is nan"),
         ({"gpus": -1}, "--gpus-per-worker is -1"),
-        ({"gpus": 1.5}, "--gpus-per-worker is 1.5; it must be a whole number or below 1"),
+        ({"gpus": 1.5}, "--gpus-per-worker is 1.5"),
     ],
 )
-def test_workers_that_there_cannot_be(options, words):
+def test_numbers_of_workers_are_checked(given, words):
     with pytest.raises(ValueError, match=words):
-        Workers(**options)
+        Workers(**given)
 
 
-def test_a_worker_ranks_a_shard_or_says_what_is_wrong(shards, trained, recommender, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    folder = ResultsFolder(shards.parent / "out", trained.checkpoint, shards, 3)
-    folder.begin()
-    worker = ShardWorker(folder, lambda: recommender, is_on_gpu=False)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
-    assert worker({"shard": np.array(["b.jsonl"])}) == {"shard": ["b.jsonl"], "fault": [""]}
-    local = expected(recommender, shards, trained.checkpoint)
-    assert folder.results("b.jsonl").read_bytes() == local["b.jsonl"]
-    (shards / "a.jsonl").write_text('["nothing"]\n')
-    (fault,) = worker({"shard": np.array(["a.jsonl"])})["fault"]
-    assert fault.startswith("a.jsonl on ") and "no item 'nothing'" in fault
-
-
-def test_a_worker_that_no_machine_has_room_for_is_refused():
+def test_a_machine_must_have_what_a_worker_reserves():
     nodes = [
         {"Alive": True, "Resources": {"CPU": 2.0}},
-        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 4.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0}},
     ]
-    _require_room(nodes, Workers(cpus=2))
-    with pytest.raises(ValueError, match="they have 2 CPUs and 0 GPUs. Reserve less"):
-        _require_room(nodes, Workers(gpus=1))
+    _require_room(nodes, Workers(8, cpus=2))
+    _require_room(nodes, Workers(1, cpus=1, gpus=4))
+    with pytest.raises(ValueError, match="have 2 CPUs and 0 GPUs, 1 CPUs and 4 GPUs. Reserve less"):
+        _require_room(nodes, Workers(1, cpus=2, gpus=1))
 
 
-KILLED = """
-import os
-from pathlib import Path
-
-from recbole_llamarec import recommend, recommend_ray
-
-
-class Killed(recommend_ray.ShardWorker):
-    def __call__(self, batch):
-        mark = Path(os.environ["MARK"])
-        if batch["shard"].tolist() == ["b.jsonl"] and not mark.exists():
-            mark.write_text("")
-            os.kill(os.getpid(), 9)
-        return super().__call__(batch)
+def test_what_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    with pytest.raises(ImportError, match=r'pip install "\.\[ray\]"'):
+        import_ray()
 
 
-recommend_ray.ShardWorker = Killed
-main = recommend.main
-"""
+# --- with Ray, whose place a stub may have taken --------------------------------------------------
+
+needs_ray = pytest.mark.skipif(
+    not hasattr(importlib.import_module("ray"), "init"), reason='needs Ray: pip install ".[ray]"'
+)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two machines of one CPU each, as far as Ray knows; workers find the package and the tests."""
+    ray = import_ray()
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    variables = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(os.environ.get("OMP_NUM_THREADS", 2))}
+    ray.init(cluster.address, runtime_env={"env_vars": variables}, logging_level="error")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
 
 
 @needs_ray
-@pytest.mark.parametrize("module", ["recbole_llamarec.recommend", "killed"])
-def test_ray_gives_the_bytes_of_one_process(module, shards, trained, recommender, tmp_path):
-    local = expected(recommender, shards, trained.checkpoint)
-    out = tmp_path / "out"
-    arguments = [f"--checkpoint={trained.checkpoint}", f"--data-path={trained.data_path}", "-k=3"]
-    arguments += [f"--histories={shards}", f"--out={out}", "--engine=ray", "--workers=2"]
-    environment = {**os.environ, "MARK": str(tmp_path / "mark")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(tmp_path)])
-    environment.pop("RAY_ADDRESS", None)
-    (tmp_path / "killed.py").write_text(KILLED)
-    script = f"import sys; from {module} import main; main(sys.argv[1:])"
-    run = partial(
-        subprocess.run,
-        [sys.executable, "-c", script, *arguments],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    first = run()
-    assert first.returncode == 0, first.stderr
-    assert {name: (out / name).read_bytes() for name in local} == local
-    assert (tmp_path / "mark").exists() == (module == "killed")
-    if module != "killed":  # what is there is not ranked again, and what is absent is
-        times = {name: (out / name).stat().st_mtime_ns for name in local}
-        (out / "b.jsonl").unlink()
-        assert run().returncode == 0
-        assert (out / "b.jsonl").read_bytes() == local["b.jsonl"]
-        assert (out / "a.jsonl").stat().st_mtime_ns == times["a.jsonl"]
+def test_workers_rank_every_shard(cluster, folder):
+    recommend_shards(folder, partial(StandIn, 0.5), Workers(2))
+    for n in range(6):
+        assert items_of(folder, f"{n}.jsonl") == [f"i{n}", f"i{n + 1}"]
 
 
-def test_recommenders_are_made_where_they_are_used():
-    """``load`` is sent to other processes: a class method with plain arguments."""
-    import pickle
+@needs_ray
+def test_a_shard_whose_worker_dies_is_ranked_again(cluster, folder, tmp_path):
+    alive = tmp_path / "alive"
+    recommend_shards(folder, partial(StandIn, 0, "i6", alive), Workers(2))
+    assert alive.exists()  # a process was killed in shard 5
+    assert folder.pending == []
+    assert items_of(folder, "5.jsonl") == ["i5", "i6"]
 
-    load = partial(Recommender.from_checkpoint, "a.pth", "data")
-    assert pickle.loads(pickle.dumps(load)).args == ("a.pth", "data")
+
+@needs_ray
+def test_a_shard_of_which_every_worker_dies_ends_the_run_and_the_next_goes_on(cluster, folder):
+    with pytest.raises(ChildProcessError, match="workers failed. What is finished stays"):
+        recommend_shards(folder, partial(StandIn, 0, "i6"), Workers(1))
+    assert "5.jsonl" in folder.pending
+    recommend_shards(folder, StandIn, Workers(1))
+    assert folder.pending == []
+
+
+@needs_ray
+def test_what_a_worker_cannot_read_is_named(cluster, folder):
+    folder.checkpoint.write_bytes(b"other")
+    with pytest.raises(ChildProcessError, match="another file here.* Every machine must read"):
+        recommend_shards(folder, StandIn, Workers(2))
+    with pytest.raises(ValueError, match="No machine has --cpus-per-worker 2"):
+        recommend_shards(folder, StandIn, Workers(2, cpus=2))
+
+
+@needs_ray
+@pytest.mark.slow
+def test_workers_give_the_bytes_of_the_local_engine(cluster, trained, tmp_path, monkeypatch):
+    histories = tmp_path / "histories"
+    histories.mkdir()
+    for n in range(3):
+        lines = [json.dumps([f"i{m}", f"i{m + n}"]) for m in range(5)]
+        (histories / f"{n}.jsonl").write_text("\n".join(lines) + "\n")
+    common = [f"--checkpoint={trained.checkpoint}", f"--data-path={trained.data_path}", "-k=9"]
+    options = [*common, f"--histories={histories}", f"--out={tmp_path / 'out'}", "--engine=ray"]
+    recommend.main([*options, "--workers=2"])
+    for n in range(3):
+        own = [f"--histories={histories / f'{n}.jsonl'}", f"--out={tmp_path / f'{n}.jsonl'}"]
+        recommend.main([*common, *own])
+        alone = Path(tmp_path / f"{n}.jsonl").read_bytes()
+        assert (tmp_path / "out" / f"{n}.jsonl").read_bytes() == alone

@@ -1,146 +1,162 @@
-"""The folder of results in shards: resumed by shard, and never another run's."""
+"""The folder of results: finished shards stay, and those of another run are not touched."""
 
 from __future__ import annotations
 
-import json
+import pickle
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from limits import files_of_at_most
+from ray_stand_in import StandIn
+from test_histories import write_parquet
 
-from recbole_llamarec.recommender import Recommendation
 from recbole_llamarec.results_folder import ResultsFolder
 
 
-class Echo:
-    """Recommends a history's first item, and counts the histories."""
+@dataclass(frozen=True)
+class Batch:
+    """The files of one command ``recommend --engine ray``."""
 
-    n_ranked = 0
+    checkpoint: Path
+    histories: Path
+    out: Path
 
-    def ids_of(self, tokens):
-        if "nix" in tokens:
-            raise ValueError("the data set has no item 'nix'")
-        return [0] * len(tokens)
+    def folder(self, k: int = 2) -> ResultsFolder:
+        return ResultsFolder(self.out, self.checkpoint, self.histories, k)
 
-    def recommend(self, histories, k=10):
-        if not 1 <= k < 50:
-            raise ValueError(f"k is {k}")
-        self.n_ranked += len(histories)
-        return [[Recommendation(own[0], "", 1, 0.5, None, 1)] for own in histories]
+    def run(self, recommender=None, k: int = 2) -> dict[str, bytes]:
+        folder = self.folder(k)
+        folder.check(recommender or StandIn())
+        folder.begin()
+        for name in folder.pending:
+            folder.rank(name, recommender or StandIn())
+        return self.bytes()
+
+    def bytes(self) -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in self.out.iterdir()}
 
 
 @pytest.fixture
-def shards(tmp_path):
-    """Two shards of lines and one of Parquet, a checkpoint, and where results go."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.jsonl").write_text('["a1"]\n["a2", "a1"]\n')
-    (folder / "b.jsonl").write_text('["b1"]\n')
-    pq.write_table(pa.table({"history": [["c1"], ["c2"], ["c3"]]}), folder / "c.parquet")
-    (tmp_path / "run.pth").write_text("weights")
-    return folder
+def batch(tmp_path) -> Batch:
+    histories = tmp_path / "histories"
+    histories.mkdir()
+    (histories / "a.jsonl").write_text('["i1", "i2"]\n["i3"]\n')
+    (histories / "b[1].jsonl").write_text('["i4"]\n')
+    write_parquet(histories / "c.parquet", [["i5"], ["i6"], ["i7"]])
+    (tmp_path / "model.pth").write_bytes(b"weights")
+    return Batch(tmp_path / "model.pth", histories, tmp_path / "out")
 
 
-def folder_of(shards, k=3):
-    return ResultsFolder(shards.parent / "out", shards.parent / "run.pth", shards, k)
+def test_a_shard_of_results_for_each_shard_of_histories(batch):
+    assert batch.folder().pending == ["a.jsonl", "b[1].jsonl", "c.parquet"]
+    assert not batch.out.exists()  # until it begins
+    assert set(batch.run()) == {"a.jsonl", "b[1].jsonl", "c.parquet", "run.json"}
+    assert batch.folder().pending == []
 
 
-def finished(shards, names=("a.jsonl", "b.jsonl", "c.parquet")):
-    folder, echo = folder_of(shards), Echo()
-    folder.begin()
-    for name in names:
-        folder.rank(name, echo)
-    return folder, echo
+def test_a_run_goes_on_with_the_shards_that_are_not_finished(batch):
+    whole = batch.run()
+    finished = batch.out / "a.jsonl"
+    time = finished.stat().st_mtime_ns
+    (batch.out / "b[1].jsonl").unlink()
+    (batch.out / "b[1].jsonl.0a.part").write_text("half")  # of a worker that was killed
+    (batch.out / "notes.part").write_text("mine")
+    assert batch.folder().pending == ["b[1].jsonl"]
+    assert batch.run() == whole | {"notes.part": b"mine"}
+    assert finished.stat().st_mtime_ns == time
 
 
-def test_each_shard_has_results_of_its_name_and_order(shards):
-    folder, echo = finished(shards)
-    assert echo.n_ranked == 6 and folder.pending == []
-    lines = folder.results("a.jsonl").read_text().splitlines()
-    assert [json.loads(line)[0]["item"] for line in lines] == ["a1", "a2"]
-    rows = pq.read_table(folder.results("c.parquet"))["recommendations"].to_pylist()
-    assert [row[0]["item"] for row in rows] == ["c1", "c2", "c3"]
-    assert sorted(file.name for file in (shards.parent / "out").iterdir()) == [
-        "a.jsonl", "b.jsonl", "c.parquet", "run.json",
-    ]  # fmt: skip
-
-
-def test_an_interrupted_run_goes_on_with_the_shards_that_are_left(shards):
-    finished(shards, names=["b.jsonl"])
-    part = shards.parent / "out" / "a.jsonl.0123.part"  # of a killed worker
-    part.write_text("half a li")
-    again = folder_of(shards)
-    assert again.pending == ["a.jsonl", "c.parquet"]
-    again.begin()
-    assert not part.exists() and again.pending == ["a.jsonl", "c.parquet"]
-
-
-def test_a_failed_shard_leaves_nothing_under_its_name(shards):
-    class Fails(Echo):
-        def recommend(self, histories, k=10):
-            raise ValueError("no")
-
-    folder, _ = finished(shards, names=[])
-    with pytest.raises(ValueError, match="no"):
-        folder.rank("a.jsonl", Fails())
-    assert folder.pending == ["a.jsonl", "b.jsonl", "c.parquet"]
+def test_a_run_that_was_killed_before_it_said_what_it_is_begins_again(batch):
+    batch.out.mkdir()
+    (batch.out / "run.json.0a.part").touch()
+    assert "run.json.0a.part" not in batch.run()
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("name", "content", "words"),
     [
-        (lambda root: (root / "run.pth").write_text("other"), r"another run \(checkpoint_sha256"),
-        (lambda root: (root / "in" / "b.jsonl").write_text("[1]\n"), r"run \(shards_sha256 differ"),
-        (lambda root: (root / "in" / "d.jsonl").write_text("[1]\n"), r"run \(shards_sha256 differ"),
-        (lambda root: (root / "out" / "run.json").write_text("{"), "run.json cannot be read"),
-        (lambda root: (root / "out" / "run.json").write_text("{}"), "does not say of what it is"),
-        (lambda root: (root / "out" / "run.json").unlink(), "it holds 'a.jsonl' and no run.json"),
-        (lambda root: (root / "out" / "b.jsonl").write_text(""), "'b.jsonl' in it has not 1 res"),
+        ("notes", "mine", "it holds 'notes' and no run.json"),
+        ("a.jsonl", "[]", "it holds 'a.jsonl' and no run.json"),
+        ("run.json", "mine", "run.json cannot be read"),
+        ("run.json", "[]", "does not say of what it is"),
     ],
-)  # fmt: skip
-def test_results_of_another_run_are_not_touched(change, words, shards):
-    finished(shards)
-    change(shards.parent)
-    before = {file: file.read_bytes() for file in (shards.parent / "out").iterdir()}
+)
+def test_a_folder_that_is_not_its_own_is_not_touched(name, content, words, batch):
+    batch.out.mkdir()
+    (batch.out / name).write_text(content)
     with pytest.raises(ValueError, match=f"--out: .* is not touched: .*{words}"):
-        folder_of(shards)
-    assert before == {file: file.read_bytes() for file in (shards.parent / "out").iterdir()}
+        batch.run()
+    assert batch.bytes() == {name: content.encode()}
 
 
-def test_another_k_is_another_run(shards):
-    finished(shards)
+def test_another_run_is_not_mixed_in(batch, tmp_path):
+    whole = batch.run()
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"other weights")
     with pytest.raises(ValueError, match=r"another run \(k differ"):
-        folder_of(shards, k=4)
+        batch.run(k=3)
+    with pytest.raises(ValueError, match="checkpoint_sha256"):
+        replace(batch, checkpoint=other).run()
+    (batch.histories / "d.jsonl").write_text('["i9"]\n')
+    with pytest.raises(ValueError, match="shards_sha256"):
+        batch.run()
+    (batch.histories / "d.jsonl").unlink()
+    (batch.out / "a.jsonl").write_text("mine\n")
+    with pytest.raises(ValueError, match="'a.jsonl' in it has not 2 results"):
+        batch.run()
+    assert batch.bytes() == whole | {"a.jsonl": b"mine\n"}
 
 
-def test_folders_that_cannot_be_used(shards):
-    root = shards.parent
-    with pytest.raises(FileNotFoundError, match="--checkpoint: .*none.pth' is no file"):
-        ResultsFolder(root / "out", root / "none.pth", shards, 3)
-    with pytest.raises(FileNotFoundError, match="--out: the folder .* does not exist; make it"):
-        ResultsFolder(root / "no" / "out", root / "run.pth", shards, 3)
-    with pytest.raises(ValueError, match="is the folder of the histories"):
-        ResultsFolder(shards, root / "run.pth", shards, 3)
-    with pytest.raises(ValueError, match="it is no folder"):
-        ResultsFolder(root / "run.pth", root / "run.pth", shards, 3)
+def test_paths_that_cannot_be_used_are_named(batch, tmp_path):
+    (tmp_path / "file").touch()
+    for changes, words in (
+        ({"checkpoint": tmp_path / "none"}, "--checkpoint: .*none' is no file"),
+        ({"out": tmp_path / "none" / "out"}, "--out: the folder .*none' does not exist"),
+        ({"out": batch.histories}, "--out: .* is the folder of the histories"),
+        ({"out": batch.histories, "histories": batch.histories / "a.jsonl"}, "of the histories"),
+        ({"out": tmp_path / "file"}, "it is no folder"),
+        ({"histories": tmp_path / "none"}, "--histories: .* does not exist"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            replace(batch, **changes).run()
 
 
-def test_a_bad_line_is_named_before_anything_is_ranked(shards):
-    (shards / "b.jsonl").write_text('["b1"]\n["nix"]\n')
-    echo = Echo()
-    with pytest.raises(ValueError, match=r"b.jsonl, line 2: the data set has no item 'nix'"):
-        folder_of(shards).check(echo)
-    with pytest.raises(ValueError, match="k is 50"):
-        folder_of(shards, k=50).check(echo)
-    assert echo.n_ranked == 0 and not (shards.parent / "out").exists()
+def test_a_bad_line_is_named_before_anything_is_ranked(batch):
+    for name, line in (("b[1].jsonl", '["nix"]\n'), ("c.parquet", None)):
+        file = batch.histories / name
+        before = file.read_bytes()
+        file.write_text(line) if line else write_parquet(file, [["i5"], ["nix"]])
+        place = "line 1" if line else "row 2"
+        with pytest.raises(ValueError, match=rf"{name.split('[')[0]}.*, {place}: .*no item 'nix'"):
+            batch.run()
+        assert not batch.out.exists()
+        file.write_bytes(before)
 
 
-def test_a_machine_with_other_files_is_told_apart(shards):
-    folder, _ = finished(shards, names=[])
-    folder.require_here()
-    (shards.parent / "run.pth").write_text("another")
-    with pytest.raises(ValueError, match="run.pth' is another file here"):
-        folder.require_here()
-    (shards.parent / "out" / "run.json").write_text("{}")
+def test_a_full_disk_leaves_no_half_of_a_shard(batch):
+    whole = batch.run()
+    (batch.out / "a.jsonl").unlink()
+    with files_of_at_most(20), pytest.raises(OSError, match=r"--out: .*a.jsonl' cannot be written"):
+        batch.run()
+    assert set(batch.bytes()) == set(whole) - {"a.jsonl"}
+    assert batch.run() == whole
+
+
+def test_a_worker_sees_whether_its_machine_has_the_same_files(batch, monkeypatch):
+    folder = batch.folder()
+    sent = pickle.loads(pickle.dumps(folder))
+    with pytest.raises(FileNotFoundError, match="run.json"):
+        sent.require_here()
+    folder.begin()
+    sent.require_here()
+    with monkeypatch.context() as patch:
+        patch.setattr("recbole_llamarec.results_folder.__version__", "0")
+        with pytest.raises(ValueError, match="recbole_llamarec is 0 here"):
+            sent.require_here()
+    batch.checkpoint.write_bytes(b"other")
+    with pytest.raises(ValueError, match="--checkpoint: .* is another file here"):
+        sent.require_here()
+    (batch.out / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="run.json' is of another run here"):
-        folder.require_here()
+        sent.require_here()
