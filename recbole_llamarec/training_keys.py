@@ -77,12 +77,6 @@ class TuningKeys:
     train_candidates_from: int = key(
         100, whole(2), "How far down the retriever's order those are drawn."
     )
-    train_teacher: float = key(
-        0.0,
-        number(at_least=0, at_most=1),
-        "Share of a sample's target that the retriever gives: its probabilities among the "
-        "candidates, divided by how often each is drawn where they are drawn by popularity.",
-    )
     train_positions: int = key(
         1,
         whole(1),

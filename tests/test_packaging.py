@@ -24,7 +24,7 @@ print(recbole_llamarec.__file__, config["rerank_candidates"], config["item_text_
 """
 OUTSIDE = ("report", "serve", "analysis")  # what the core does not know
 IN_REQUIREMENTS = {"yaml": "pyyaml"}  # names of distributions, where another than the module's
-OPTIONAL = {"ray"}  # extras, imported where they are used
+OPTIONAL = {"pyarrow", "ray"}  # extras, imported where they are used
 # What others import: transformers the first two, RecBole's thop the last one (for its distutils).
 NOT_IMPORTED = {"accelerate", "gguf", "setuptools"}
 

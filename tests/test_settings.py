@@ -359,7 +359,7 @@ def test_a_small_model_sees_the_letter_behind_its_title_as_it_is_to_answer():
     prompt = settings.prompt.render(["Heat", "Up"], ["Alien", "Jaws"], "AB")
     assert prompt == "History: Heat |Up\nCandidates: Alien (A) |Jaws (B)\nNext: ("
     assert settings.prompt.response == "{label}"
-    assert (settings.train_binding_steps, settings.train_pool) == (15, 10)
+    assert (settings.train_binding_steps, settings.train_pool) == (30, 10)
 
 
 @pytest.mark.parametrize(

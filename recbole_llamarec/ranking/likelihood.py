@@ -122,7 +122,7 @@ class Likelihood:
         context, titles, n_history = self.prompts.encode(history, items)
         (n_tokens,) = self.forward.cost([context], [[title[:-1] for title in titles]])
         n_context = len(context) if self.forward.pads_contexts_apart else 0
-        return Encoded(context, titles, len(titles), n_history, n_tokens, n_context)
+        return Encoded(context, titles, len(titles), n_history, n_tokens, n_context=n_context)
 
     def scores(self, batch: Sequence[Encoded]) -> Tensor:
         """Scores of the candidates, float32 ``[B, K]``; see :meth:`Ranker.scores`."""

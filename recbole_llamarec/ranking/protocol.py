@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -45,7 +45,7 @@ class Encoded:
     n_candidates: int
     n_history: int
     n_tokens: int
-    n_context: int = 0
+    n_context: int = field(default=0, kw_only=True)
 
     @property
     def tokens(self) -> list[int]:

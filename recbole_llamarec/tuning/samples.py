@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from recbole_llamarec.data.chronology import runs_of
 from recbole_llamarec.data.seen import CHOSEN_BEFORE
-from recbole_llamarec.retrieval.candidates import catalogue_scores, top_candidates
+from recbole_llamarec.retrieval.candidates import top_candidates
 from recbole_llamarec.training_keys import pool_size
 from recbole_llamarec.tuning.pools import blocks_of_positions, random_pool, retriever_pool
 
@@ -91,24 +90,7 @@ class TuningSamples:
             drawn[place] = self._copy(rows[place], step, histories[place])
         pools = np.stack([pool for pool, _ in drawn])  # [B, K]
         targets = np.eye(self.n_candidates, dtype=np.float32)[[label for _, label in drawn]]
-        if share := self.settings.train_teacher:
-            mixed = (1 - share) * targets + share * self._teacher(rows, pools)
-            targets = np.where(copies[:, None], targets, mixed)  # [B, K]
         return Samples(histories, pools.tolist(), targets)
-
-    @torch.no_grad()
-    def _teacher(self, rows: np.ndarray, pools: np.ndarray) -> np.ndarray:
-        """The retriever's probabilities among candidates, float32 ``[B, K]``.
-
-        Of candidates drawn by popularity it is not popularity that is asked for.
-        """
-        model = self.model
-        model.retriever.eval()
-        scores = catalogue_scores(model.retriever.full_sort_predict, self.inter[rows])  # [B, N]
-        own = scores.cpu().gather(1, torch.from_numpy(pools))  # [B, K]
-        if self.settings.train_candidates == "popular":
-            own = own - torch.from_numpy(np.log(model.item_counts[pools] + 1.0))
-        return own.float().softmax(1).numpy()
 
     def _histories(self, rows: np.ndarray) -> list[list[int]]:
         """The most recent items before each row's target.

@@ -31,7 +31,9 @@ def loss_scaler(model: nn.Module) -> GradScaler:
         torch's scaler, which does nothing where the model computes in another precision.
     """
     own: Any = base_model(model)
-    weight = next(own.parameters())
+    weight = next(own.parameters(), None)
+    if weight is None:  # a server has the weights
+        return GradScaler(enabled=False)
     dtype = getattr(own, "dtype", weight.dtype)  # of transformers, which knows quantised weights
     return GradScaler(weight.device.type, enabled=dtype == torch.float16)
 

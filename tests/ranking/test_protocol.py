@@ -118,7 +118,7 @@ import recbole_llamarec.ranking.letters, recbole_llamarec.ranking.likelihood
 import recbole_llamarec.ranking.rank, recbole_llamarec.ranking.model.loading
 ours = [name for name in sys.modules if name.startswith("recbole_llamarec.")]
 others = [name for name in ours if not name.startswith("recbole_llamarec.ranking")]
-known = ("checksums", "files", "finite", "keys", "path_rules")  # that need nothing else of it
+known = ("checksums", "command_line_values", "files", "finite", "keys", "path_rules")
 assert set(others) <= {{f"recbole_llamarec.{{name}}" for name in known}}, others
 assert "recbole" not in sys.modules
 """
