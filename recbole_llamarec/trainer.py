@@ -21,10 +21,10 @@ from recbole_llamarec.evaluation.table import EvaluationReport, TestedRun, evalu
 from recbole_llamarec.evaluation.validation import fit_on_validation, warn_of_hidden_targets
 from recbole_llamarec.finite import naming_stage
 from recbole_llamarec.integration.configs import random_rows
-from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.retrieval.retriever import load_retriever, train_retriever
 from recbole_llamarec.scoring.fusion import Fusion
 from recbole_llamarec.scoring.language_model import LanguageModel, language_model_of
+from recbole_llamarec.tuning.budget import tuning_budget
 from recbole_llamarec.tuning.curve import TrainingCurve
 from recbole_llamarec.tuning.loop import TuningLoop, TuningProgress
 from recbole_llamarec.tuning.plan import tuning_plan
@@ -189,7 +189,7 @@ class LlamaRecTrainer(Trainer):
             samples,
             tuning_plan(samples, scorer, self.settings, self.config, bool(valid_data)),
             self._build_optimizer(params=scorer.parameters()),
-            TokenBudget(self.settings.train_batch_tokens, "train_batch_tokens"),
+            tuning_budget(self.settings.train_batch_tokens, scorer.ranker.model),
             validate,
             on_step=self.run_log.tuning_step,
             save=lambda state: self._files.put("tuning", state),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_llamarec.keys import SWITCH, TEXT, key, number, one_of, optional, whole
+from recbole_llamarec.keys import SWITCH, TEXT, either, key, number, one_of, optional, whole
 from recbole_llamarec.path_rules import FILE
 from recbole_llamarec.recbole_keys import RULES
 
@@ -95,11 +95,11 @@ class TuningKeys:
         "Samples of one epoch, drawn at random; ~ takes every training prefix, as the paper does. "
         "The default suits 2 CPU cores.",
     )
-    train_batch_tokens: int = key(
-        1024,
-        whole(1),
+    train_batch_tokens: int | str = key(
+        "auto",
+        either("auto", whole(1)),
         "Tokens of one forward and backward pass; bounds memory alone (about 2 MB a token for the "
-        "embedded model in float32).",
+        "embedded model in float32). auto: as many as fit into a GPU's free memory; 1024 on a CPU.",
     )
     train_gradient_checkpointing: bool = key(
         False,
