@@ -78,6 +78,23 @@ def from_first(value: Any) -> Any:
     return values[0]
 
 
+def mean_over_processes(value: float, device: torch.device) -> float:
+    """The mean of what every process gives.
+
+    Divided by the mean of all counts instead of its own, a process's sum of losses has a gradient
+    whose mean over the processes is that of one process with all the rows.
+
+    Args:
+        value: of this process.
+        device: that the back end sends from, the model's.
+    """
+    if not is_distributed():
+        return value
+    total = torch.tensor(value, dtype=torch.float32, device=device)
+    dist.all_reduce(total)
+    return total.item() / world_size()
+
+
 def average_gradients(gradients: Sequence[torch.Tensor]) -> None:
     """Replace gradients by their mean over all processes, in one call."""
     if not is_distributed() or not gradients:

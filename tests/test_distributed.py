@@ -17,6 +17,7 @@ import torch
 import yaml
 from helpers import ROOT, checkpoint_of, environment
 from recbole.trainer import Trainer
+from recbole.utils import init_seed
 
 from recbole_llamarec import distributed
 from recbole_llamarec.evaluation.passes import PassRecords
@@ -137,7 +138,6 @@ def test_a_single_process_shares_with_nobody():
 
 def run_in_process(rank: int, port: int, folder: Path, settings: dict, places: list[dict]) -> None:
     """A run as RecBole's workers do it, with a record of what it draws."""
-    from recbole.utils import init_seed
     from runs import run_of
 
     from recbole_llamarec.tuning import loop as loop_module
@@ -212,6 +212,37 @@ def test_shares_and_seeds_go_by_the_global_rank(tiny_run, workdir, machines):
     assert metrics_in_one_process(*run) == pytest.approx(one["final"], abs=1e-4)
     restored = run.model.other_parameter()["scorers"]["verbalizer"]["adapter"]
     assert all(torch.equal(restored[name], adapters[0][name]) for name in restored)
+
+
+def test_without_dropout_two_processes_train_and_test_like_one(tiny_run, workdir):
+    """39 windows and 36 training rows, so that shares of the last batches are not equal."""
+    from runs import run_of
+
+    retriever = {"epochs": 3, "train_batch_size": 16, "stopping_step": 9, "learning_rate": 1e-2}
+    retriever |= {"dropout_prob": 0.0, "embedding_dropout_prob": 0.0}
+    settings = tiny_run | {
+        "retriever_config": retriever,
+        "lora_dropout": 0.0,
+        "train_max_samples": 13,
+        "rerank_fusion": "auto",
+        "evidence_items": 2,
+    }
+    one, other = spawned(run_in_process, workdir, settings, PLACES["two machines"])
+    init_seed(2020, True)
+    trainer, train, valid, test = run_of(settings, checkpoint_dir="alone")
+    score, result = trainer.fit(train, valid)
+    final = trainer.evaluate(test)
+    own = trainer.model.state_dict()
+    assert one["state_dict"].keys() == own.keys()
+    for name, weight in own.items():
+        torch.testing.assert_close(one["state_dict"][name], weight, atol=1e-4, rtol=1e-4)
+    adapter = trainer.model.other_parameter()["scorers"]["verbalizer"]["adapter"]
+    for name, weight in one["other"]["scorers"]["verbalizer"]["adapter"].items():
+        torch.testing.assert_close(weight, adapter[name], atol=1e-4, rtol=1e-3)
+    assert one["final"] == pytest.approx(dict(final), abs=1e-4)
+    assert one["best"][1] == pytest.approx(dict(result), abs=1e-4)
+    users = trainer.report.users["user_id"]
+    assert sorted(one["users"]["user_id"]) == sorted(users)
 
 
 def commands(start: list[str], port: int, machines: str) -> list[list[str]]:

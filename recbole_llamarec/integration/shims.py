@@ -33,6 +33,7 @@ from recbole_llamarec.integration import (
     checkpoints,
     config_shims,
     data_shims,
+    dealing,
     known,
 )
 
@@ -223,6 +224,7 @@ def install() -> None:
     torch.autograd.set_detect_anomaly(False)
     config_shims.install()
     data_shims.install()
+    dealing.install()
     catalogue.install()
     checkpoints.install()
     _shim_ray()

@@ -16,6 +16,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_llamarec import distributed
 from recbole_llamarec.keys import Rule
 from recbole_llamarec.memory import keep_large_memory
 from recbole_llamarec.retrieval.lrurec_settings import RULES, LRURecSettings
@@ -219,6 +220,9 @@ class LRURec(SequentialRecommender):
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Mean cross-entropy of the next item over all real positions of all rows.
 
+        Of several processes the mean is over the rows of all, times this process's share of it: so
+        that the mean of their gradients is the gradient of one process with all rows.
+
         A row h_1 .. h_n with target t is scored on the inputs h_1 .. h_n against h_2 .. h_n, t.
         It suits RecBole's rows, one for each prefix, but then sees early items again and again:
         ``LRURecTrainer`` keeps the rows that cover each position once. Logits take
@@ -244,7 +248,8 @@ class LRURec(SequentialRecommender):
             F.cross_entropy(F.linear(states, weight, bias), chunk, reduction="sum")
             for states, chunk in zip(hidden.split(rows), (targets - 1).split(rows), strict=True)
         ]
-        return torch.stack(losses).sum() / max(len(hidden), 1)
+        n_positions = distributed.mean_over_processes(len(hidden), hidden.device)
+        return torch.stack(losses).sum() / max(n_positions, 1)
 
     def predict(self, interaction: Any) -> Tensor:
         """Score one item for each history, item_id ``[B]``; returns ``[B]``."""

@@ -51,12 +51,14 @@ def optimizer_step(
 ) -> float:
     """One optimizer step on one batch, cut into passes whose gradients add up.
 
+    Of several processes each has a share of the batch; losses and gradients are those of the whole.
+
     Where memory runs out, the budget is cut and the step begins anew, since a backward pass may
     have added a part of its gradients.
 
     Args:
         ranker: its model is tuned.
-        encoded: prompts of the batch, B.
+        encoded: prompts of the batch, B, or of this process's share.
         targets: how likely each candidate is to be, float32 ``[B, K]``.
         loss: of each sample.
         optimizer: over the adapter's weights.
@@ -75,8 +77,12 @@ def optimizer_step(
     ranker.model.train()
     share = getattr(ranker, "shares_beginnings", False)
     scaler = scaler or GradScaler(enabled=False)
-    backward = partial(_backward, ranker, encoded, targets, loss, optimizer, budget, share, scaler)
-    while (total := backward()) is None:
+    device = next(ranker.model.parameters()).device
+    n = distributed.mean_over_processes(len(encoded), device)
+    backward = partial(
+        *(_backward, ranker, encoded, targets, loss, optimizer, budget, share, scaler, n)
+    )
+    while (own := backward()) is None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the passes that follow have other sizes
     on_progress(len(encoded))
@@ -87,7 +93,7 @@ def optimizer_step(
         nn.utils.clip_grad_norm_(weights, **clipping)
     scaler.step(optimizer)
     _adapt(scaler)
-    return total
+    return distributed.mean_over_processes(own, device)
 
 
 def _adapt(scaler: GradScaler) -> None:
@@ -115,8 +121,11 @@ def _backward(
     budget: TokenBudget,
     share: bool,
     scaler: GradScaler,
+    n: float,
 ) -> float | None:
-    """Put the gradients of the mean loss into the weights; ``None`` where the budget was cut.
+    """Put the gradients of the summed loss, divided by n, into the weights.
+
+    Returns that loss, or ``None`` where the budget was cut.
 
     It returns before the next attempt, so that the tensors of the pass that failed are free.
     """
@@ -127,7 +136,7 @@ def _backward(
         part = [encoded[i] for i in places]
         wanted = torch.from_numpy(targets[places]).to(device)  # [b, K]
         try:
-            mean = loss(ranker, part, wanted).sum() / len(encoded)
+            mean = loss(ranker, part, wanted).sum() / n
             if not torch.isfinite(mean):
                 raise NotFiniteError(
                     f"The ranker's training loss is {mean.item()}; lower learning_rate, or set "
