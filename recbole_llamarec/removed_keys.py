@@ -47,7 +47,7 @@ REMOVED: dict[str, tuple[Callable[[Any], bool], str]] = {
         _one_of("shipped"),
         "set it to auto, which finds the adapter that was trained on the run's training part",
     ),
-    "train_candidates": (_one_of("mixed"), "set it to random, popular or retriever"),
+    "train_candidates": (_one_of("mixed"), "set it to random, popular, retriever or retrieved"),
     "train_loss": (
         _one_of("ranknet", "evidence"),
         "set it to label, or write the loss for a ranker of your own; see docs/extending.md",

@@ -82,10 +82,10 @@ def _retriever_file_is_all_there_is(
                 f"{name}: {shown(value)} is of a retriever that is trained, which retriever: "
                 f"{FILE_RETRIEVER} is not. Leave it out."
             )
-    if train_candidates == "retriever":
+    if train_candidates in ("retriever", "retrieved"):
         errors.append(
-            f"train_candidates: retriever needs candidates for training rows, which retriever: "
-            f"{FILE_RETRIEVER} has not. Set train_candidates: random or popular."
+            f"train_candidates: {train_candidates} needs candidates for training rows, which "
+            f"retriever: {FILE_RETRIEVER} has not. Set train_candidates: random or popular."
         )
     return errors
 

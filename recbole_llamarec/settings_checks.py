@@ -148,9 +148,15 @@ def _candidates_are_drawn_from_enough(
     train_candidates: str,
     train_candidates_from: int,
     train_pool: int | None,
+    train_evidence: float,
     rerank_candidates: int,
 ) -> list[str]:
     errors = []
+    if train_candidates == "retrieved" and not train_evidence:
+        errors.append(
+            "train_candidates: retrieved needs train_evidence, since the target is often none of "
+            f"them; it is {train_evidence}. Set it above 0, as to 0.7."
+        )
     if (train_pool or 0) > rerank_candidates:
         errors.append(
             f"train_pool: {train_pool} must be at most rerank_candidates, {rerank_candidates}."

@@ -58,9 +58,11 @@ class TuningKeys:
     )
     train_candidates: str = key(
         "random",
-        one_of("random", "popular", "retriever"),
-        "Negatives in training: random items (the paper's), items drawn by how often they are "
-        "chosen, or items drawn from the retriever's first ones.",
+        one_of("random", "popular", "retriever", "retrieved"),
+        "Candidates in training: the target among random items (the paper's), among items drawn by "
+        "how often they are chosen, or among ones drawn from the retriever's first (retriever); or "
+        "the retriever's first ones themselves, as in the test, whether the target is among them "
+        "or not (retrieved; needs train_evidence).",
     )
     train_pool: int | None = key(
         None,
@@ -76,6 +78,13 @@ class TuningKeys:
     )
     train_candidates_from: int = key(
         100, whole(2), "How far down the retriever's order those are drawn."
+    )
+    train_evidence: float = key(
+        0.0,
+        number(at_least=0, at_most=1),
+        "Share of a sample's target that evidence gives: how often other users chose each "
+        "candidate after the history's last 5 items, within evidence_window. All of it where the "
+        "target is no candidate.",
     )
     train_positions: int = key(
         1,

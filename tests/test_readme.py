@@ -193,6 +193,11 @@ ELSEWHERE = {
     "--name ml-100k-retriever --clients 16 --paths recommend --rounds 5 --seconds 15": (
         "it takes minutes: tests/benchmarks/test_serving.py"
     ),
+    "python run_recbole.py --model=LlamaRec --dataset=amazon-beauty "
+    "--config_files=properties/small-model-retrieved.yaml "
+    "--lora_adapter=saved/LlamaRec-….adapter": (
+        "it takes hours: tests/tuning/test_samples.py"
+    ),
     "python benchmarks/recbole_page.py": (
         "it writes into the checkout: tests/benchmarks/test_recbole_page.py"
     ),

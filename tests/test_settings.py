@@ -144,6 +144,10 @@ def test_lists_become_tuples_and_a_missing_mapping_is_empty():
         ({"evidence_items": 5, "rerank_fusion": 0.5}, ["evidence_items: 5", "auto", "0.5"]),
         ({"scorers": ["own"], "rerank_fusion": 0.5}, ["scorers: ['own']", "auto", "0.5"]),
         (
+            {"train_candidates": "retrieved"},
+            ["train_candidates: retrieved needs train_evidence", "above 0, as to 0.7"],
+        ),
+        (
             {"train_candidates": "retriever", "train_candidates_from": 10},
             ["train_candidates_from: 10", "rerank_candidates, 20"],
         ),
@@ -223,7 +227,7 @@ def test_what_was_removed_is_named_with_what_to_do(key, value, monkeypatch):
 
 def test_a_removed_value_names_all_that_there_are():
     (line,) = errors_of(train_candidates="mixed")
-    assert line.endswith("has been removed: set it to random, popular or retriever.")
+    assert line.endswith("has been removed: set it to random, popular, retriever or retrieved.")
 
 
 def test_a_pool_in_training_is_what_the_retrievers_order_must_hold():
@@ -300,8 +304,9 @@ PAPER = {
 
 
 def test_the_profiles_are_these():
-    names = ("all", "evidence", "likelihood", "llama-2-7b-qlora", "paper", "small-model")
-    assert [f"{name}.yaml" for name in names] == PROFILES
+    names = ("all", "evidence", "likelihood", "llama-2-7b-qlora", "paper")
+    small = ("small-model-retrieved", "small-model")
+    assert [f"{name}.yaml" for name in names + small] == PROFILES
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -360,6 +365,10 @@ def test_a_small_model_sees_the_letter_behind_its_title_as_it_is_to_answer():
     assert prompt == "History: Heat |Up\nCandidates: Alien (A) |Jaws (B)\nNext: ("
     assert settings.prompt.response == "{label}"
     assert (settings.train_binding_steps, settings.train_pool) == (30, 10)
+    second = settings_of("small-model-retrieved.yaml")
+    assert second.prompt == settings.prompt  # so that it can go on from the first one's adapter
+    assert second.lora == settings.lora
+    assert (second.train_candidates, second.train_evidence) == ("retrieved", 0.7)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,12 @@ def behind_the_others(scores: Tensor, masked: Tensor) -> Tensor:
 
 @torch.no_grad()
 def top_candidates(
-    retriever, rows, k: int, seen: SeenItems | None = None, max_scores: int = 2**24
+    retriever,
+    rows,
+    k: int,
+    seen: SeenItems | None = None,
+    max_scores: int = 2**24,
+    unmasked: Tensor | None = None,
 ) -> Tensor:
     """The first ``k`` items of each row in the retriever's order, without a users x items tensor.
 
@@ -152,6 +157,7 @@ def top_candidates(
         k: candidates of each row.
         seen: items that stand last, as those of each row's history do; ``None`` masks nothing.
         max_scores: scores that are held at a time; memory does not grow with the rows.
+        unmasked: an item of each row that keeps its place although ``seen`` has it, ``[rows]``.
 
     Returns:
         int64 item ids ``[rows, k]`` on the CPU, as :func:`ranked_items` would begin.
@@ -166,6 +172,8 @@ def top_candidates(
         if seen is not None:
             users, histories = batch[retriever.USER_ID], batch[retriever.ITEM_SEQ]
             last = seen_mask(users, histories, seen, scores.shape[1])
+            if unmasked is not None:
+                last.scatter_(1, unmasked[start : start + n_rows, None].to(last.device), False)
         parts.append(ranked_items(scores, last, k).cpu())
     return torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64)
 

@@ -41,7 +41,7 @@ class Evidence:
     def __init__(
         self, sequences: Iterable[np.ndarray], n_items: int, n_recent: int, window: int
     ) -> None:
-        self.n_recent = n_recent
+        self.n_recent, self.window = n_recent, window
         sequences = list(sequences)
         self._counts = csr_array((n_items, n_items))
         for step in range(1, window + 1):  # one at a time, so that memory holds sums alone
@@ -60,10 +60,14 @@ class Evidence:
     @classmethod
     def build(cls, parts: ScorerParts) -> Evidence:
         """Count the transitions of a run's training part (``evidence_items``, ``_window``)."""
-        dataset = parts.dataset
-        sequences = Chronology.of(ChoiceRows.of(dataset), dataset.user_num).sequences()
         settings = parts.settings
-        return cls(sequences, parts.n_items, settings.evidence_items, settings.evidence_window)
+        return cls.of(parts.dataset, settings.evidence_items, settings.evidence_window)
+
+    @classmethod
+    def of(cls, dataset: Any, n_recent: int, window: int) -> Evidence:
+        """Count the transitions of a training part, RecBole's ``Dataset``."""
+        sequences = Chronology.of(ChoiceRows.of(dataset), dataset.user_num).sequences()
+        return cls(sequences, dataset.item_num, n_recent, window)
 
     def scores(self, rows: Rows, items: Tensor) -> Tensor:
         """Score candidates as followers of each history's last items.
@@ -80,7 +84,7 @@ class Evidence:
             float32 ``[R, K]``.
         """
         pairs = zip(rows.histories, items.numpy(), strict=True)
-        means = [self._smoothed(history, candidates) for history, candidates in pairs]
+        means = [self.shares(history, candidates) for history, candidates in pairs]
         stacked = np.stack(means) if means else np.empty(tuple(items.shape))
         return torch.from_numpy(np.log(stacked)).float()  # [R, K]
 
@@ -104,15 +108,29 @@ class Evidence:
         # rounded, so that equal counts are equal whatever they were added up from
         return np.where(items[places] == others, counts[places], 0.0).round(9)
 
-    def _smoothed(self, history: Sequence[int], others: np.ndarray) -> np.ndarray:
-        """Mean of the smoothed shares of some items behind a history's last ones."""
+    def shares(
+        self, history: Sequence[int], others: np.ndarray, uncounted: int | None = None
+    ) -> np.ndarray:
+        """Mean of the smoothed shares of some items behind a history's last ones.
+
+        Args:
+            history: item ids, the oldest first.
+            others: item ids, ``[K]``.
+            uncounted: the item that was chosen next, if this choice is not to count.
+
+        Returns:
+            float64 ``[K]``.
+        """
         is_known = others < len(self._popularity)
         popularity = self._popularity[np.where(is_known, others, 0)]  # as item 0: never chosen
-        shares = [
-            (self.counts(item, others) + PRIOR_COUNT * popularity)
-            / (self._total(item) + PRIOR_COUNT)
-            for item in history[max(0, len(history) - self.n_recent) :]
-        ]
+        recent = history[max(0, len(history) - self.n_recent) :]
+        shares = []
+        for place, item in enumerate(recent):
+            steps = len(recent) - place
+            own = 1 / steps if uncounted is not None and steps <= self.window else 0.0
+            counts = self.counts(item, others) - own * (others == uncounted)
+            total = self._total(item) - own
+            shares.append((counts + PRIOR_COUNT * popularity) / (total + PRIOR_COUNT))
         return np.mean(shares, axis=0) if shares else popularity
 
     def _total(self, item: int) -> float:

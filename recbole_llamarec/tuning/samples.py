@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from recbole_llamarec.data.chronology import runs_of
 from recbole_llamarec.data.seen import CHOSEN_BEFORE
 from recbole_llamarec.retrieval.candidates import top_candidates
+from recbole_llamarec.scoring.evidence import Evidence
 from recbole_llamarec.training_keys import pool_size
 from recbole_llamarec.tuning.pools import blocks_of_positions, random_pool, retriever_pool
+
+N_RECENT = 5  # of a history's items, that evidence teaches by
 
 
 class Samples(NamedTuple):
@@ -51,6 +55,9 @@ class TuningSamples:
         order, runs = runs_of(self.users, self.inter[CHOSEN_BEFORE].numpy())
         self.blocks, self.later = np.empty((2, len(order)), dtype=np.int64)
         self.blocks[order], self.later[order] = blocks_of_positions(runs, positions)
+        self.evidence: Evidence | None = None
+        if settings.train_evidence:
+            self.evidence = Evidence.of(dataset, N_RECENT, settings.evidence_window)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -85,11 +92,16 @@ class TuningSamples:
             alone = [[int(target)] for target in self.targets[rows]]
             return Samples(histories, alone, np.ones((len(rows), 1), dtype=np.float32))
         copies = self._is_copy(rows, step)  # [B]
-        drawn = self._pools(rows, step)
+        drawn, wanted = self._pools(rows, step), self.targets[rows]
         for place in np.flatnonzero(copies):
-            drawn[place] = self._copy(rows[place], step, histories[place])
-        pools = np.stack([pool for pool, _ in drawn])  # [B, K]
-        targets = np.eye(self.n_candidates, dtype=np.float32)[[label for _, label in drawn]]
+            drawn[place], wanted[place] = self._copy(rows[place], step, histories[place])
+        pools = np.stack(drawn)  # [B, K]
+        targets = (pools == wanted[:, None]).astype(np.float32)  # [B, K]
+        if self.evidence is not None:
+            for place in np.flatnonzero(~copies):
+                share = self.settings.train_evidence if targets[place].any() else 1.0
+                by_evidence = self._by_evidence(self.evidence, rows[place], pools[place])
+                targets[place] = (1 - share) * targets[place] + share * by_evidence
         return Samples(histories, pools.tolist(), targets)
 
     def _histories(self, rows: np.ndarray) -> list[list[int]]:
@@ -105,9 +117,11 @@ class TuningSamples:
             histories.append(self.sequences[row, max(0, length - shown) : length].tolist())
         return histories
 
-    def _pools(self, rows: np.ndarray, step: int) -> list[tuple[np.ndarray, int]]:
-        """Candidates of each row and the target's column, as ``train_candidates`` says."""
+    def _pools(self, rows: np.ndarray, step: int) -> list[np.ndarray]:
+        """Candidates of each row, as ``train_candidates`` says."""
         settings, seen = self.settings, self.model.seen
+        if settings.train_candidates == "retrieved":
+            return self._retrieved(rows, step)
         if settings.train_candidates != "retriever":
             return [self._random_pool(row, self.targets[row], step) for row in rows]
         # All that the user has seen in training stands last, the target too; it may still be
@@ -119,13 +133,29 @@ class TuningSamples:
             generator = np.random.default_rng([self.seed, step, row, 1])
             left_out = np.append(seen.of(self.users[row]), 0)  # 0 pads, behind a small catalogue
             unseen = items[~np.isin(items, left_out)]
-            pools.append(
-                retriever_pool(
-                    *(self.targets[row], unseen, self.n_candidates, depth, generator),
-                    key=self.pool_key,
-                )
+            pool, _ = retriever_pool(
+                *(self.targets[row], unseen, self.n_candidates, depth, generator),
+                key=self.pool_key,
             )
+            pools.append(pool)
         return pools
+
+    def _retrieved(self, rows: np.ndarray, step: int) -> list[np.ndarray]:
+        """The retriever's first items, shuffled: of what the user chose, the target alone."""
+        ranked = top_candidates(
+            *(self.model.retriever, self.inter[rows], self.n_candidates, self.model.seen),
+            unmasked=torch.from_numpy(self.targets[rows]),
+        ).numpy()
+        return [
+            np.random.default_rng([self.seed, step, row, 1]).permutation(items)
+            for row, items in zip(rows, ranked, strict=True)
+        ]
+
+    def _by_evidence(self, evidence: Evidence, row: int, pool: np.ndarray) -> np.ndarray:
+        """Evidence's probabilities among a row's candidates ``[K]``, without the row itself."""
+        history = self.sequences[row, : self.lengths[row]].tolist()
+        shares = evidence.shares(history, pool, uncounted=self.targets[row])
+        return shares / shares.sum()
 
     def _is_copy(self, rows: np.ndarray, step: int) -> np.ndarray:
         """Which samples have their history's item as target, bool ``[B]``: fewer at each step."""
@@ -135,16 +165,17 @@ class TuningSamples:
         return np.array(draws) < share
 
     def _copy(self, row: int, step: int, history: list[int]) -> tuple[np.ndarray, int]:
-        """Candidates of a row and the column of the one that its history shows."""
+        """Candidates of a row, and the one of them that its history shows."""
         target = np.random.default_rng([self.seed, step, row, 2]).choice(history)
-        return self._random_pool(row, target, step)
+        return self._random_pool(row, target, step), target
 
-    def _random_pool(self, row: int, target: int, step: int) -> tuple[np.ndarray, int]:
+    def _random_pool(self, row: int, target: int, step: int) -> np.ndarray:
         """Candidates of a row: a target among items that its user has not seen."""
         is_popular = self.settings.train_candidates == "popular"
-        return random_pool(
+        pool, _ = random_pool(
             *(target, self.model.seen.of(self.users[row]), self.model.n_items, self.n_candidates),
             np.random.default_rng([self.seed, step, row]),
             self.model.item_counts if is_popular else None,
             key=self.pool_key,
         )
+        return pool

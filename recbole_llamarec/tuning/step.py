@@ -80,7 +80,7 @@ def optimizer_step(
     device = next(ranker.model.parameters()).device
     n = distributed.mean_over_processes(len(encoded), device)
     backward = partial(
-        *(_backward, ranker, encoded, targets, loss, optimizer, budget, share, scaler, n)
+        _backward, ranker, encoded, targets, loss, optimizer, budget, share, scaler, n
     )
     while (own := backward()) is None:
         if torch.cuda.is_available():

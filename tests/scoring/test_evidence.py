@@ -49,6 +49,21 @@ def test_scores_are_shares_smoothed_by_popularity():
     assert scores.exp().numpy() == pytest.approx(np.array(expected), rel=1e-6)
 
 
+def test_a_choice_that_is_not_to_count_is_taken_out():
+    pool = np.array([3, 2, 6])
+    evidence = Evidence(SEQUENCES, 7, n_recent=2, window=5)
+    popularity = np.array([4, 2, 1]) / (9 + 7)
+    # in [5, 1, 3] item 3 stands 1 step behind item 1 and 2 behind item 5
+    of_one = (np.array([2.5 - 1, 1, 0]) + PRIOR_COUNT * popularity) / (4 - 1 + PRIOR_COUNT)
+    of_five = (np.array([0.5 - 0.5, 0, 0]) + PRIOR_COUNT * popularity) / (1 + PRIOR_COUNT)
+    left = evidence.shares([4, 5, 1], pool, uncounted=3)
+    assert left == pytest.approx((of_one + of_five) / 2)
+    near = Evidence(SEQUENCES, 7, n_recent=2, window=1)
+    of_one = (np.array([2 - 1, 1, 0]) + PRIOR_COUNT * popularity) / (3 - 1 + PRIOR_COUNT)
+    of_five = PRIOR_COUNT * popularity / (1 + PRIOR_COUNT)  # item 3 was not counted behind it
+    assert near.shares([5, 1], pool, uncounted=3) == pytest.approx((of_one + of_five) / 2)
+
+
 def test_no_rows_and_no_sequences_give_no_scores_and_equal_ones():
     evidence = Evidence(SEQUENCES, 7, n_recent=2, window=5)
     assert evidence.scores(rows_of([]), torch.empty(0, 4, dtype=torch.int64)).shape == (0, 4)

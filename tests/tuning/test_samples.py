@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from runs import run_of
 
+from recbole_llamarec.scoring.evidence import Evidence
 from recbole_llamarec.tuning.samples import TuningSamples
 
 
 def samples_of(settings: dict, seed: int = 1, **changes) -> TuningSamples:
+    return samples_and_data_of(settings, seed, **changes)[0]
+
+
+def samples_and_data_of(settings: dict, seed: int = 1, **changes) -> tuple[TuningSamples, Any]:
     run = run_of(settings, **changes)
     run.model.eval()
-    return TuningSamples(run.model, run.train.dataset, seed)
+    return TuningSamples(run.model, run.train.dataset, seed), run.train.dataset
 
 
 def test_every_prefix_is_a_sample_without_a_limit(tiny_run):
@@ -132,6 +138,30 @@ def test_hard_candidates_of_a_catalogue_that_is_smaller_than_their_depth(tiny_ru
     pools = samples.draw(np.arange(100), step=1).pools
     drawn = {item for pool in pools for item in pool}
     assert 0 not in drawn and len(drawn) > 50  # 60 items
+
+
+def test_retrieved_candidates_are_those_of_a_test_and_evidence_teaches_them(tiny_run):
+    changes = {"train_candidates": "retrieved", "evidence_window": 3}
+    samples, dataset = samples_and_data_of(tiny_run, train_evidence=0.7, **changes)
+    rows = np.arange(0, len(samples), 3)
+    drawn = samples.draw(rows, step=1)
+    model, n_found = samples.model, 0
+    evidence = Evidence.of(dataset, 5, 3)
+    scores = model.retriever.full_sort_predict(samples.inter[rows])
+    for row, own, pool, targets in zip(rows, scores, drawn.pools, drawn.targets, strict=True):
+        target = int(samples.targets[row])
+        others = set(model.seen.of(int(samples.users[row])).tolist()) - {target}
+        order = [item for item in own.argsort(descending=True).tolist() if item]
+        assert set(pool) == set([item for item in order if item not in others][:8])
+        history = samples.sequences[row, : samples.lengths[row]].tolist()
+        shares = evidence.shares(history, np.array(pool), uncounted=target)
+        expected = shares / shares.sum()
+        if target in pool:
+            n_found += 1
+            expected = 0.7 * expected + 0.3 * (np.array(pool) == target)
+        assert targets == pytest.approx(expected, rel=1e-5)
+    assert 0 < n_found < len(rows)
+    assert drawn.pools != samples.draw(rows, step=2).pools  # another order
 
 
 @pytest.mark.parametrize(
