@@ -6,12 +6,40 @@ rank, which counts over all machines. With one process every function does nothi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+# Of what gloo and NCCL raise where another process is gone.
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Socket")
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the run has ended, so that this one cannot go on."""
+
+
+@contextmanager
+def naming_lost_process() -> Iterator[None]:
+    """Say that a process was lost where what happens within fails of that.
+
+    Raises:
+        ProcessLostError: a connection to another process has ended; says what to do.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_distributed() or not any(words in str(error) for words in _LOST):
+            raise
+        others = ", ".join(str(other) for other in range(world_size()) if other != rank())
+        raise ProcessLostError(
+            f"Process {rank()} of {world_size()} has lost the connection to another one (rank "
+            f"{others}), which was killed or has failed; its own log says why. Start the same "
+            "command again, with this or another number of processes: the run goes on."
+        ) from error
 
 
 def is_distributed() -> bool:

@@ -59,9 +59,8 @@ class LlamaRecTrainer(Trainer):
         self.report: EvaluationReport | None = None
         self.run_log, self.journal = RunLog(self.tensorboard, self.wandblogger), Journal()
         self.saved_model_file = distributed.from_first(self.saved_model_file)
-        self._resume = self.settings.resume
+        self._resume, self._writes_report = self.settings.resume, False
         self._files = RunFiles(Path(self.saved_model_file))
-        self._writes_report = False
 
     @property
     def language_model(self) -> LanguageModel | None:
@@ -72,6 +71,7 @@ class LlamaRecTrainer(Trainer):
         """Let :meth:`fit` go on with an interrupted run, as the key ``resume`` does."""
         self._resume = str(resume_file)
 
+    @distributed.naming_lost_process()
     def fit(
         self,
         train_data,
@@ -253,6 +253,7 @@ class LlamaRecTrainer(Trainer):
         distributed.barrier()
 
     @torch.no_grad()
+    @distributed.naming_lost_process()
     @naming_stage("test")
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Evaluate every stage, log the table, return the metrics of the final order.
@@ -261,8 +262,7 @@ class LlamaRecTrainer(Trainer):
         """
         if not eval_data:
             return None
-        names, n_candidates = self.model.scorer_names, self.settings.rerank_candidates
-        timed = self.journal.timed
+        timed, names = self.journal.timed, self.model.scorer_names
         with timed("test of the retriever"), self.model.evaluating(rerank=False) as current:
             retriever = super().evaluate(eval_data, load_best_model, model_file, show_progress)
         final = retriever
@@ -274,7 +274,7 @@ class LlamaRecTrainer(Trainer):
                 self._scoring("test", show_progress, **options) as current,
             ):
                 final = super().evaluate(eval_data, False, None, show_progress)
-        own = current.records(n_candidates, names)
+        own = current.records(self.settings.rerank_candidates, names)
         every = own.of_all_processes(len(dataset := eval_data.dataset))
         self.report = evaluation_report(self.model, every, dataset, self.config, retriever, final)
         for line in self.report.lines(self.valid_metric.lower()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -131,6 +132,47 @@ def test_a_single_process_shares_with_nobody():
     gradient = torch.ones(2)
     distributed.average_gradients([gradient])
     assert gradient.tolist() == [1, 1]
+
+
+def left_alone(rank: int, port: int, folder: Path) -> None:
+    """The second of two processes is killed, and the first one waits for it."""
+    address = f"tcp://localhost:{port}"
+    torch.distributed.init_process_group("gloo", address, rank=rank, world_size=2)
+    distributed.barrier()
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        with distributed.naming_lost_process():
+            distributed.average_gradients([torch.ones(2)])
+    except RuntimeError as error:
+        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def test_a_process_that_is_left_alone_says_so(tmp_path):
+    context, port = torch.multiprocessing.get_context("spawn"), free_port()
+    processes = [
+        context.Process(target=left_alone, args=(rank, port, tmp_path)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, -signal.SIGKILL]
+    text = (tmp_path / "error.txt").read_text()
+    assert text.startswith("ProcessLostError: Process 0 of 2 has lost the connection to another")
+    assert "(rank 1)" in text and "Start the same command again" in text
+
+
+def test_other_errors_stay_what_they_are(monkeypatch):
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    with pytest.raises(RuntimeError, match="^own fault$"), distributed.naming_lost_process():
+        raise RuntimeError("own fault")
+    monkeypatch.undo()
+    with (
+        pytest.raises(RuntimeError, match="^Connection closed by peer$"),  # of a server, say
+        distributed.naming_lost_process(),
+    ):
+        raise RuntimeError("Connection closed by peer")
 
 
 # --- whole runs ----------------------------------------------------------------------------------

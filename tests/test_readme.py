@@ -201,6 +201,9 @@ ELSEWHERE = {
     "python benchmarks/recbole_page.py": (
         "it writes into the checkout: tests/benchmarks/test_recbole_page.py"
     ),
+    "python benchmarks/hosts.py --dataset ml-100k": (
+        "it takes minutes: tests/benchmarks/test_hosts.py, in small"
+    ),
     "python benchmarks/robustness.py --flips 200": (
         "it takes a minute: tests/benchmarks/test_robustness.py flips fewer"
     ),
