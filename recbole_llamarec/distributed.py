@@ -14,8 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-# Of what gloo and NCCL raise where another process is gone.
-_LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Socket")
+_GLOO = "gloo/transport"  # the place in its source that gloo's plain RuntimeError names
 
 
 class ProcessLostError(RuntimeError):
@@ -32,13 +31,14 @@ def naming_lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not is_distributed() or not any(words in str(error) for words in _LOST):
+        is_of_connection = isinstance(error, dist.DistError) or _GLOO in str(error)
+        if not is_distributed() or not is_of_connection:
             raise
         others = ", ".join(str(other) for other in range(world_size()) if other != rank())
         raise ProcessLostError(
             f"Process {rank()} of {world_size()} has lost the connection to another one (rank "
             f"{others}), which was killed or has failed; its own log says why. Start the same "
-            "command again, with this or another number of processes: the run goes on."
+            f"command again, with this or another number of processes: the run goes on. ({error})"
         ) from error
 
 

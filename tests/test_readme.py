@@ -195,12 +195,11 @@ ELSEWHERE = {
     ),
     "python run_recbole.py --model=LlamaRec --dataset=amazon-beauty "
     "--config_files=properties/small-model-retrieved.yaml "
-    "--lora_adapter=saved/LlamaRec-….adapter": (
-        "it takes hours: tests/tuning/test_samples.py"
-    ),
+    "--lora_adapter=saved/LlamaRec-….adapter": ("it takes hours: tests/tuning/test_samples.py"),
     "python benchmarks/recbole_page.py": (
         "it writes into the checkout: tests/benchmarks/test_recbole_page.py"
     ),
+    "python benchmarks/cluster.py --checkpoint saved/LlamaRec-….pth --shards 12 --lines 4": A_RAY,
     "python benchmarks/hosts.py --dataset ml-100k": (
         "it takes minutes: tests/benchmarks/test_hosts.py, in small"
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
@@ -30,7 +31,8 @@ class DealingSampler(DistributedSampler):
     step: int
 
     def __iter__(self) -> Iterator[int]:
-        order = list(RandomSampler(self.dataset, generator=self.generator))
+        rows: Any = self.dataset  # a list
+        order = list(RandomSampler(rows, generator=self.generator))
         n_last = len(order) % (self.step * self.num_replicas)
         n_absent = self.num_replicas - n_last if 0 < n_last < self.num_replicas else 0
         return islice(cycle(order), self.rank, len(order) + n_absent, self.num_replicas)
@@ -44,8 +46,9 @@ def init_loader(self, config, dataset, sampler, shuffle=False) -> None:
     """
     _recbole_init(self, config, dataset, sampler, shuffle)
     if shuffle and isinstance(self.sampler, DistributedSampler):
-        self.sampler.__class__ = DealingSampler  # a loader's sampler cannot be replaced
-        self.sampler.generator, self.sampler.step = self.generator, self.step
+        own: Any = self.sampler
+        own.__class__ = DealingSampler  # a loader's sampler cannot be replaced
+        own.generator, own.step = self.generator, self.step
 
 
 def install() -> None:

@@ -30,9 +30,10 @@ def tuning_budget(setting: int | str, model: nn.Module) -> TokenBudget:
         setting: the value of ``train_batch_tokens``.
         model: the loaded causal language model with its adapter; on a GPU it is tried out.
     """
+    weight = next(model.parameters(), torch.empty(0))  # a server has the weights
     if setting != AUTO:
         tokens = int(setting)
-    elif (free := free_memory(next(model.parameters()).device)) is None:
+    elif (free := free_memory(weight.device)) is None:
         tokens = CPU_TOKENS
     else:
         tokens = tokens_within(free, bytes_of_a_token(model))

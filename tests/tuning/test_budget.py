@@ -46,4 +46,5 @@ def test_auto_takes_the_free_memory_of_a_gpu(model, free, monkeypatch):
 
 def test_on_a_cpu_auto_is_1024_and_a_number_is_taken_anywhere(model):
     assert tuning_budget("auto", model).tokens == 1024
+    assert tuning_budget("auto", torch.nn.Module()).tokens == 1024  # a server has the weights
     assert tuning_budget(77, model).tokens == 77
