@@ -12,10 +12,10 @@ def test_metrics_are_read_from_either_form_of_a_log():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["retriever", "tuning", "test"])
-def test_the_run_goes_on_behind_a_killed_host(phase, capsys):
+def test_the_run_goes_on_behind_a_killed_host(capsys):
+    """In one phase of the three, so that it takes a minute."""
     with pytest.raises(SystemExit) as ended:
-        main(["--phases", phase])
+        main(["--phases", "tuning"])
     text = capsys.readouterr().out
     assert ended.value.code == 0 and text.rstrip().endswith("no findings")
     assert "| users" in text and "has lost the connection to another one (rank 1)" in text
