@@ -36,7 +36,7 @@ def retriever_pool(
     depth: int,
     generator: np.random.Generator,
     key: str = "rerank_candidates",
-) -> tuple[np.ndarray, int]:
+) -> np.ndarray:
     """A target among negatives that the retriever ranks high, shuffled.
 
     Negatives are uniform over the retriever's first ``depth`` items. The retriever has been trained
@@ -51,7 +51,7 @@ def retriever_pool(
         key: the YAML key that sets ``n_candidates``, for messages.
 
     Returns:
-        candidates ``[n_candidates]`` and the target's position.
+        candidates ``[n_candidates]``.
 
     Raises:
         ValueError: fewer items than negatives.
@@ -63,7 +63,7 @@ def retriever_pool(
             f"the retriever gives {len(others)}; raise train_candidates_from."
         )
     negatives = generator.choice(others, size=n_candidates - 1, replace=False)
-    return _shuffled(target, negatives, generator)
+    return generator.permutation(np.append(negatives, target))
 
 
 def random_pool(
@@ -74,7 +74,7 @@ def random_pool(
     generator: np.random.Generator,
     counts: np.ndarray | None = None,
     key: str = "rerank_candidates",
-) -> tuple[np.ndarray, int]:
+) -> np.ndarray:
     """A target among random negatives, shuffled (paper, section 4.1).
 
     Negatives come from the catalogue without the padding item, the items seen by the user and the
@@ -91,7 +91,7 @@ def random_pool(
         key: the YAML key that sets ``n_candidates``, for messages.
 
     Returns:
-        candidates ``[n_candidates]`` and the target's position.
+        candidates ``[n_candidates]``.
 
     Raises:
         ValueError: fewer unseen items than negatives.
@@ -112,11 +112,4 @@ def random_pool(
         weights /= weights.sum()
     size = n_candidates - 1
     negatives = generator.choice(unseen, size=size, replace=False, p=weights, shuffle=False)
-    return _shuffled(target, negatives, generator)
-
-
-def _shuffled(
-    target: int, negatives: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, int]:
-    candidates = generator.permutation(np.append(negatives, target))
-    return candidates, int(np.flatnonzero(candidates == target)[0])
+    return generator.permutation(np.append(negatives, target))

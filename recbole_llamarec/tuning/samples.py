@@ -133,11 +133,12 @@ class TuningSamples:
             generator = np.random.default_rng([self.seed, step, row, 1])
             left_out = np.append(seen.of(self.users[row]), 0)  # 0 pads, behind a small catalogue
             unseen = items[~np.isin(items, left_out)]
-            pool, _ = retriever_pool(
-                *(self.targets[row], unseen, self.n_candidates, depth, generator),
-                key=self.pool_key,
+            pools.append(
+                retriever_pool(
+                    *(self.targets[row], unseen, self.n_candidates, depth, generator),
+                    key=self.pool_key,
+                )
             )
-            pools.append(pool)
         return pools
 
     def _retrieved(self, rows: np.ndarray, step: int) -> list[np.ndarray]:
@@ -172,10 +173,9 @@ class TuningSamples:
     def _random_pool(self, row: int, target: int, step: int) -> np.ndarray:
         """Candidates of a row: a target among items that its user has not seen."""
         is_popular = self.settings.train_candidates == "popular"
-        pool, _ = random_pool(
+        return random_pool(
             *(target, self.model.seen.of(self.users[row]), self.model.n_items, self.n_candidates),
             np.random.default_rng([self.seed, step, row]),
             self.model.item_counts if is_popular else None,
             key=self.pool_key,
         )
-        return pool
