@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,13 +26,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import yaml
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
 
-from helpers import checkpoint_of, tiny_settings  # noqa: E402
+import small_run  # noqa: E402
+from helpers import checkpoint_of, free_port  # noqa: E402
 from tiny_llama import write_tiny_llama  # noqa: E402
 
 SETTINGS = {
@@ -135,41 +134,18 @@ def killed(root: Path, llama: Path, dataset: str, phase: str, rank: int) -> list
 
 
 def prepared(folder: Path, llama: Path, dataset: str) -> Path:
-    """A folder with data and settings of the small run."""
-    settings = tiny_settings(folder, llama) | SETTINGS
-    del settings["model"], settings["dataset"]
-    settings |= {"data_path": "data", "checkpoint_dir": "saved"}
-    if dataset == "tiny":
-        settings["rerank_candidates"] = 8
-    else:  # RecBole's own copy, with its columns
-        del settings["data_path"], settings["load_col"]
-    settings["dataset"] = dataset
-    (folder / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return folder
+    """A folder with data and settings of the run."""
+    few = {"rerank_candidates": 8} if dataset == "tiny" else {}
+    return small_run.prepared(folder, llama, SETTINGS | few, dataset)
 
 
 def started(folder: Path, n_hosts: int) -> list[subprocess.Popen]:
-    """Start the command of each host in a process group of its own; each has a log of its own."""
-    settings = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
-    command = [sys.executable, str(ROOT / "run_recbole.py"), "--model=LlamaRec"]
-    command += [f"--dataset={settings['dataset']}", "--config_files=run.yaml"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with socket.socket() as opened:
-        opened.bind(("localhost", 0))
-        port = opened.getsockname()[1]
+    """Start the command of each host; each has a log of its own."""
+    of_all = ["--nproc=1", f"--world_size={n_hosts}", f"--port={free_port()}"]
     hosts = []
     for rank in range(n_hosts):
-        of_host = ["--nproc=1", f"--world_size={n_hosts}", f"--group_offset={rank}"]
-        of_host += [f"--port={port}"]
-        with (folder / f"log-{rank}.txt").open("w") as log:
-            host = subprocess.Popen(
-                command + (of_host if n_hosts > 1 else []),
-                cwd=folder,
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        options = [*of_all, f"--group_offset={rank}"] if n_hosts > 1 else []
+        host = small_run.start(folder, *options, log=f"log-{rank}.txt")
         atexit.register(kill, host)
         hosts.append(host)
     return hosts

@@ -27,7 +27,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -42,10 +41,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
 
 import fuzzed_settings  # noqa: E402
-from helpers import checkpoint_of, tiny_settings  # noqa: E402
+from helpers import checkpoint_of  # noqa: E402
 from robustness_damage import damaged, targets  # noqa: E402
 from robustness_flips import flip_bits, loaders  # noqa: E402
 from robustness_soak import soak, summary  # noqa: E402
+from small_run import prepared, start  # noqa: E402
 from tiny_llama import write_tiny_llama  # noqa: E402
 
 SETTINGS = {
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def damages(root: Path, llama: Path, count: int, generator: random.Random) -> int:
     """Damage the files that commands read; returns the findings."""
-    finish(prepared(root / "run", llama))
+    finish(prepared(root / "run", llama, SETTINGS))
     checkpoint = checkpoint_of(root / "run" / "saved")
     lines, faults = [], []
     for kind, target in targets(checkpoint, root / "run" / "data", root).items():
@@ -132,7 +132,7 @@ def soaked(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, data_path = options.checkpoint, options.data_path
         if checkpoint is None:
-            root = prepared(Path(folder), Path(EMBEDDED))
+            root = prepared(Path(folder), Path(EMBEDDED), SETTINGS)
             settings = yaml.safe_load((root / "run.yaml").read_text(encoding="utf-8"))
             settings |= {"epochs": 0, "rerank_fusion": 0.5}
             (root / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -145,7 +145,7 @@ def soaked(options: argparse.Namespace) -> int:
 
 def flips(root: Path, llama: Path, count: int, generator: random.Random) -> int:
     """Flip bits in the files of a finished and of an interrupted run; returns the findings."""
-    finished, interrupted = prepared(root / "finished", llama), prepared(root / "cut", llama)
+    finished, interrupted = (prepared(root / name, llama, SETTINGS) for name in ("finished", "cut"))
     finish(finished)
     checkpoint = checkpoint_of(finished / "saved")
     lines, faults = [], []
@@ -161,10 +161,10 @@ def flips(root: Path, llama: Path, count: int, generator: random.Random) -> int:
 
 def kills(root: Path, llama: Path, count: int, generator: random.Random) -> int:
     """Kill runs and let them go on; returns how many of them end otherwise."""
-    expected = finish(prepared(root / "reference", llama))
+    expected = finish(prepared(root / "reference", llama, SETTINGS))
     lines, n_findings = [], 0
     for trial in range(count):
-        run = prepared(root / f"trial-{trial}", llama)
+        run = prepared(root / f"trial-{trial}", llama, SETTINGS)
         moment = generator.uniform(0.0, expected.seconds)
         phase = killed_after(run, moment)
         outcome = finish(run)
@@ -179,31 +179,6 @@ def kills(root: Path, llama: Path, count: int, generator: random.Random) -> int:
         f"{expected.seconds:.1f} s: {expected.metrics}"
     )
     return n_findings
-
-
-def prepared(folder: Path, llama: Path) -> Path:
-    """A folder with data and settings of the small run."""
-    settings = tiny_settings(folder, llama) | SETTINGS
-    for key in ("model", "dataset"):
-        settings.pop(key)
-    settings |= {"data_path": "data", "checkpoint_dir": "saved"}
-    (folder / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return folder
-
-
-def start(folder: Path) -> subprocess.Popen:
-    """Start the run's command in a process group of its own."""
-    command = [sys.executable, str(ROOT / "run_recbole.py"), "--model=LlamaRec", "--dataset=tiny"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen(
-            [*command, "--config_files=run.yaml"],
-            cwd=folder,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
 
 
 def killed_after(folder: Path, seconds: float) -> str:

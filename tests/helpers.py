@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -13,6 +14,13 @@ DATASETS = Path(os.environ.get("RECBOLE_DATA", ROOT / "../shared/datasets"))
 def environment(**variables: str) -> dict[str, str]:
     """Environment of a subprocess that imports the package from this checkout."""
     return {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as opened:
+        opened.bind(("localhost", 0))
+        return opened.getsockname()[1]
 
 
 def checkpoint_of(folder: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from helpers import ROOT, checkpoint_of, environment
+from helpers import ROOT, checkpoint_of, environment, free_port
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
@@ -35,12 +34,6 @@ PLACES = {
         {"local_rank": 0, "offset": 1, "nproc": 1},
     ],
 }
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("localhost", 0))
-        return opened.getsockname()[1]
 
 
 class Loaded(NamedTuple):
