@@ -18,8 +18,19 @@ from torch import Tensor, nn
 
 from recbole_llamarec.ranking.model.adapter import base_model
 from recbole_llamarec.ranking.model.batching import pad_right, whole_prompts
-from recbole_llamarec.ranking.model.packing import PACKED, pack, packed_states, use_packing
-from recbole_llamarec.ranking.model.states import decoder_states, last_feed_forward, only_rows
+from recbole_llamarec.ranking.model.packing import (
+    PACKED,
+    lengths_multiple,
+    pack,
+    packed_states,
+    use_packing,
+)
+from recbole_llamarec.ranking.model.states import (
+    decoder_states,
+    last_feed_forward,
+    only_rows,
+    texts_to_try,
+)
 
 Tokens = Sequence[int]
 Contexts = Sequence[Tokens]
@@ -180,7 +191,7 @@ class Packed:
         """Return hidden states ``[P, H]``; see :meth:`Forward.hidden_at`."""
         prompts, read = whole_prompts(contexts, continuations, places)
         device = next(self._base.parameters()).device
-        packing = pack(prompts, device)
+        packing = pack(prompts, device, lengths_multiple(self._base.dtype))
         rows = _on(device, [packing.rows(i)[at] for i, at in enumerate(read)])  # [P]
         with only_rows(last_feed_forward(self._base), rows.unique()):
             return packed_states(self._base.get_decoder(), packing)[rows]  # [P, H]
@@ -276,11 +287,11 @@ def _on(device: torch.device, parts: list[np.ndarray]) -> Tensor:
 @torch.no_grad()
 def _keeps_contexts(base: Any) -> bool:
     """Try out whether continuations that read a cache get the states of the whole prompts."""
-    contexts = [[5 + i % 7 for i in range(24)], [3, 9, 4]]  # the second one is padded
-    continuations = [[[8, 6, 3], [9], []], [[4, 5], [7, 3, 8]]]
+    first, second, *others, a, b, c, d = texts_to_try(base, 24, 3, 24, 3, 3, 1, 2, 3)
+    contexts = [first, second]  # the second one is padded
+    continuations = [[a, b, []], [c, d]]
     places = [[[26], [24], [23]], [[4], [5]]]
     whole = Padded(base).hidden_at(contexts, continuations, places).float()  # [5, H]
-    others = [[token + 1 for token in context] for context in contexts]
     wrong = Padded(base).hidden_at(others, continuations, places).float()  # [5, H]
     try:
         cached = PrefixCache(base).hidden_at(contexts, continuations, places).float()  # [5, H]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -82,3 +83,22 @@ def reads_left_to_right(base: Any) -> bool:
     input_ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=device)
     states = base.get_decoder()(input_ids=input_ids).last_hidden_state[:, :2].float()  # [2, 2, H]
     return bool((states[0] - states[1]).norm() < 0.01 * states[0].norm())
+
+
+def texts_to_try(base: Any, *lengths: int) -> list[list[int]]:
+    """Return token ids of texts on which two ways of computing states can be compared.
+
+    They are drawn from the middle of the vocabulary, the same for each call. Special tokens, which
+    stand at its ends, and repetitions make a model so sensitive that rounding in bfloat16 moves
+    its states as far as another text does.
+
+    Args:
+        base: causal language model, not wrapped by PEFT.
+        lengths: tokens of each text.
+    """
+    n_tokens = base.get_input_embeddings().num_embeddings
+    generator = np.random.default_rng(0)
+    return [
+        generator.integers(n_tokens // 20, n_tokens - n_tokens // 20, size=length).tolist()
+        for length in lengths
+    ]

@@ -4,8 +4,14 @@ import pytest
 import torch
 from tiny_models import CONFIGS, VOCABULARY, tiny_model
 
-from recbole_llamarec.ranking.model.forward import Packed, Padded
-from recbole_llamarec.ranking.model.packing import MIN_SHARED, pack, use_packing
+from recbole_llamarec.ranking.model.embedded import embedded_model_is_at_hand
+from recbole_llamarec.ranking.model.forward import Packed, Padded, PrefixCache, forward_for
+from recbole_llamarec.ranking.model.loading import (
+    EMBEDDED,
+    LanguageModelSettings,
+    load_language_model,
+)
+from recbole_llamarec.ranking.model.packing import MIN_SHARED, pack, packed_states, use_packing
 
 
 def last_states(forward, prompts):
@@ -66,6 +72,31 @@ def test_packed_states_are_those_of_each_prompt_alone(kind):
     torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_rounding_lengths_up_changes_no_state(kind):
+    model, prompts = tiny_model(kind), many_prompts()
+    with torch.no_grad():
+        alone = torch.cat([last_states(Padded(model), [prompt]) for prompt in prompts])
+        assert use_packing(model)
+        packing = pack(prompts, multiple=64)
+        states = packed_states(model.get_decoder(), packing)
+    assert states.shape[0] == len(packing.input_ids) > packing.segments[-1].stop
+    torch.testing.assert_close(states[packing.ends], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype, shapes", [(torch.float32, 8), (torch.bfloat16, 2)])
+def test_in_half_precision_products_of_rows_of_other_lengths_have_few_shapes(dtype, shapes):
+    """A CPU compiles each product of a new shape, which takes longer than to compute it."""
+    model, seen = tiny_model("llama", dtype=dtype), set()
+    assert use_packing(model)
+    query = model.get_decoder().layers[0].self_attn.q_proj
+    query.register_forward_hook(lambda _module, inputs, _output: seen.add(inputs[0].shape))
+    with torch.no_grad():
+        for length in range(40, 120, 10):
+            last_states(Packed(model), [tokens(length, seed=1)])
+    assert len(seen) == shapes
+
+
 def test_packed_gradients_are_those_of_the_padded_prompts():
     model, prompts = tiny_model("llama"), many_prompts()
     gradients = []
@@ -80,6 +111,15 @@ def test_packed_gradients_are_those_of_the_padded_prompts():
 
 def test_packing_is_recognised_in_half_precision():
     assert use_packing(tiny_model("llama", dtype=torch.bfloat16))
+
+
+@pytest.mark.skipif(not embedded_model_is_at_hand(None), reason="the embedded model is not here")
+def test_packing_and_contexts_of_the_embedded_model_are_recognised_in_half_precision():
+    """Its rounding is the coarser, the more a text surprises it."""
+    settings = LanguageModelSettings(name_or_path=EMBEDDED, dtype="bfloat16")
+    model, _ = load_language_model(settings, torch.device("cpu"))
+    assert isinstance(forward_for(model, "sdpa", torch.device("cpu")), PrefixCache)
+    assert isinstance(forward_for(model, "auto", torch.device("cpu")), Packed)
 
 
 @pytest.mark.parametrize("config", ["mamba", "own attention"])
