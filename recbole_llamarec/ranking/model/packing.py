@@ -134,8 +134,11 @@ def pack(
     filler = [0] * (n_rows - len(input_ids))
     as_tensor = partial(torch.tensor, device=device)
     return Packing(
-        *(as_tensor(input_ids + filler), as_tensor(position_ids + filler)),
-        *(tuple(segments), tuple(paths), multiple),
+        input_ids=as_tensor(input_ids + filler),
+        position_ids=as_tensor(position_ids + filler),
+        segments=tuple(segments),
+        paths=tuple(paths),
+        multiple=multiple,
     )
 
 
