@@ -169,6 +169,18 @@ def _candidates_are_drawn_from_enough(
     return errors
 
 
+def _titles_are_learnt_without_candidates(
+    train_loss: str, train_evidence: float, train_binding_steps: int
+) -> list[str]:
+    given = {"train_evidence": train_evidence, "train_binding_steps": train_binding_steps}
+    return [
+        f"{key}: {value} teaches a choice among candidates, and train_loss: titles shows none; set "
+        f"{key} to 0, or train_loss to label."
+        for key, value in given.items()
+        if value and train_loss == "titles"
+    ]
+
+
 def _several_scorers_are_fitted(
     rerank_fusion: str | float | None, evidence_items: int, scorers: Sequence[str] | None
 ) -> list[str]:
@@ -197,6 +209,7 @@ CHECKS: tuple[Callable[..., list[str]], ...] = (
     _retriever_config_is_the_retrievers,
     _retriever_validates_by_what_is_computed,
     _candidates_are_drawn_from_enough,
+    _titles_are_learnt_without_candidates,
     _several_scorers_are_fitted,
     *language_model_checks.CHECKS,
 )

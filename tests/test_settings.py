@@ -148,6 +148,14 @@ def test_lists_become_tuples_and_a_missing_mapping_is_empty():
             ["train_candidates: retrieved needs train_evidence", "above 0, as to 0.7"],
         ),
         (
+            {"train_loss": "titles", "ranking_method": "likelihood", "train_evidence": 0.5},
+            ["train_evidence: 0.5 teaches", "set train_evidence to 0, or train_loss to label"],
+        ),
+        (
+            {"train_loss": "titles", "ranking_method": "likelihood", "train_binding_steps": 3},
+            ["train_binding_steps: 3 teaches"],
+        ),
+        (
             {"train_candidates": "retriever", "train_candidates_from": 10},
             ["train_candidates_from: 10", "rerank_candidates, 20"],
         ),

@@ -119,6 +119,12 @@ def require_same(order: TokenOrder | None, tokens: Mapping[str, Sequence[str]] |
             )
 
 
+_WITHOUT_TEXT = (
+    " LlamaRec leaves items without text out (item_text_missing: drop), which a retriever trained "
+    "as a model of its own keeps: --model=LlamaRec --ranking_method=none trains one for LlamaRec."
+)
+
+
 def _require_same_set(order: TokenOrder, kind: str, present: Sequence[str]) -> None:
     known, found = set(order.tokens[kind]), set(present)
     new, gone = sorted(found - known), sorted(known - found)
@@ -131,7 +137,7 @@ def _require_same_set(order: TokenOrder, kind: str, present: Sequence[str]) -> N
         raise DataSetError(
             f"The data set's {kind} are not those that {order.source} was trained on: "
             f"{'; '.join(parts)}. Train anew on these data, or give the files (and filters) that "
-            "it was trained on."
+            "it was trained on." + (_WITHOUT_TEXT if gone and kind == ITEMS else "")
         )
 
 
