@@ -163,7 +163,8 @@ def measure_ranking(options: argparse.Namespace, _report: dict) -> dict[str, Any
                 errors[name] = max(errors.get(name, 0.0), error)
         if turn >= 0:
             for dtype, measured in rates.items():
-                measured.append(matrix_rate(getattr(torch, dtype)))
+                size = 256 if options.quick else 2048
+                measured.append(matrix_rate(getattr(torch, dtype), size))
             lengths = bench.lengths(histories, candidates)
             tokens.append(sum(lengths) / n_prompts)
             flops.append(flops_of_prompts(bench.model("float32"), lengths) / n_prompts)

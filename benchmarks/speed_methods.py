@@ -207,7 +207,7 @@ def _square(dtype: torch.dtype, size: int) -> Tensor:
     return torch.randn(size, size).to(dtype)
 
 
-def matrix_rate(dtype: torch.dtype, size: int = 2048) -> float:
+def matrix_rate(dtype: torch.dtype, size: int) -> float:
     """Floating-point operations a second of a large matrix product, the best of five."""
     matrix = _square(dtype, size)
     times = []

@@ -40,17 +40,16 @@ def table(dataset: str, report: dict[str, Any]) -> str:
 
 
 def _ranking(part: dict[str, Any]) -> list[str]:
-    rate = statistics.median(part["matrix_rates"]["float32"])
+    rates = {dtype: statistics.median(found) for dtype, found in part["matrix_rates"].items()}
     lines = [
         "## Ranking",
         "",
         f"{part['tokens']:.0f} tokens and {part['flops'] / 1e9:.0f} GFLOP a prompt, "
         f"{part['prompts']} prompts a round. Large matrix products in the same run: float32 "
-        f"{rate / 1e9:.0f} GFLOP/s, bfloat16 "
-        f"{statistics.median(part['matrix_rates']['bfloat16']) / 1e9:.0f} GFLOP/s.",
+        f"{rates['float32'] / 1e9:.0f} GFLOP/s, bfloat16 {rates['bfloat16'] / 1e9:.0f} GFLOP/s.",
         "",
         "| | s a prompt | prompts/s | tokens/s | times the reference's speed | "
-        "share of the float32 matrix rate | greatest difference of scores |",
+        "share of its precision's matrix rate | greatest difference of scores |",
         "|---|---|---|---|---|---|---|",
     ]
     base = part["seconds"][REFERENCE]
@@ -58,9 +57,10 @@ def _ranking(part: dict[str, Any]) -> list[str]:
         median = statistics.median(seconds)
         ratio = statistics.median(b / s for b, s in zip(base, seconds, strict=True))
         error = part["errors"].get(name)
+        dtype = "bfloat16" if name.endswith(("bfloat16", "8 bits")) else "float32"
         lines.append(
             f"| {name} | {median:.3f} | {1 / median:.2f} | {part['tokens'] / median:.0f} | "
-            f"{ratio:.2f} | {part['flops'] / median / rate:.0%} | "
+            f"{ratio:.2f} | {part['flops'] / median / rates[dtype]:.0%} | "
             f"{'–' if error is None else f'{error:.1e}'} |"
         )
     return lines

@@ -72,7 +72,11 @@ def test_the_table_has_medians_and_paired_ratios(scripts):
     report = {
         "machine": {"cpu": "X", "threads": 2, "torch": "2", "transformers": "5"},
         "ranking": {
-            "seconds": {"reference": [2.0, 4.0, 2.0], "ours: packed": [1.0, 1.0, 0.5]},
+            "seconds": {
+                "reference": [2.0, 4.0, 2.0],
+                "ours: packed": [1.0, 1.0, 0.5],
+                "ours: packed, bfloat16": [0.25, 0.25, 0.25],
+            },
             "errors": {"reference": 0.0, "ours: packed": 2e-5},
             "matrix_rates": {"float32": [1e11], "bfloat16": [4e11]},
             "tokens": 600.0,
@@ -102,6 +106,7 @@ def test_the_table_has_medians_and_paired_ratios(scripts):
     }
     text = scripts["speed_table"].table("ml-100k", report)
     assert "| ours: packed | 1.000 | 1.00 | 600 | 4.00 | 50% | 2.0e-05 |" in text
+    assert "| ours: packed, bfloat16 | 0.250 | 4.00 | 2400 | 8.00 | 50% | – |" in text
     assert "| ours | 2.00 | 2.00 | 1000 | 0.25 | 3.00000 |" in text
     assert "| float32 | 100 | 20 | 20.0 | 10.0 | 5.0% | 0.1 | 0.2 |" in text
     assert "| linear layers | 75% |" in text
