@@ -2,10 +2,9 @@
 
     python benchmarks/adapters.py amazon-beauty --data dataset
 
-Its parts stand in adapters.yaml; each goes on from the adapter of the one before, and all have the
-retriever of the first. What has been trained is not trained again, and a part that was stopped goes
-on: give the same command. The test set is read by none. The last part's adapter is written in
-bfloat16, with its card, into a folder that ``lora_adapter: auto`` finds.
+How stands in adapters.yaml. A run that was stopped goes on: give the same command. The test set is
+not read. The adapter is written in bfloat16, with its card, into a folder that ``lora_adapter:
+auto`` finds.
 """
 
 from __future__ import annotations
@@ -42,45 +41,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipes = yaml.safe_load(RECIPES.read_text(encoding="utf-8"))
     parser.add_argument("dataset", choices=recipes)
     parser.add_argument("--data", help="RecBole's data_path; its own data set if left out")
-    parser.add_argument("--work", type=Path, default=Path("saved/adapters"), help="of the parts")
+    parser.add_argument("--retriever", help="a checkpoint, in place of training it")
+    parser.add_argument("--work", default="saved/adapters", help="folder of the run's files")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="folder of the adapters")
     options = parser.parse_args(arguments)
-    recipe, work = recipes[options.dataset], options.work / options.dataset
-    common = {"show_progress": False, "lora_adapter": None, **recipe["settings"]}
+    recipe = recipes[options.dataset]
+    settings = {"lora_adapter": None, "show_progress": False, "checkpoint_dir": options.work}
+    settings |= {"retriever_checkpoint": options.retriever, **recipe}
     if options.data:
-        common["data_path"] = options.data
-    adapter = work  # of the part before; the first one has none
-    for number, part in enumerate(recipe["parts"], start=1):
-        folder = work / f"part-{number}"
-        own = {"checkpoint_dir": str(folder)}
-        if number > 1:
-            own["lora_adapter"] = str(adapter)
-            own["retriever_checkpoint"] = str(next((work / "part-1").glob("*.LRURec.pth")))
-        if number < len(recipe["parts"]):
-            own["rerank_fusion"] = None  # only the last part's is fitted
-        trained = [] if list(folder.glob("*.resume.pt")) else list(folder.glob("*.adapter"))
-        adapter = trained[0] if trained else train(options.dataset, {**common, **own}, part)
-    ship(adapter, options.out / options.dataset)
+        settings["data_path"] = options.data
+    properties = ROOT / "properties" / settings.pop("properties")
+    ship(train(options.dataset, properties, settings), options.out / options.dataset)
 
 
-def train(dataset: str, settings: Mapping[str, Any], part: Mapping[str, Any]) -> Path:
-    """Tune one part.
+def train(dataset: str, properties: Path, settings: Mapping[str, Any]) -> Path:
+    """Tune an adapter, and fit the fusion for its card.
 
     Args:
         dataset: its name.
-        settings: of the run.
-        part: its file in ``properties/``, and what differs from that.
+        properties: the run's property file.
+        settings: beside the file's.
 
     Returns:
-        the folder of its adapter.
+        the adapter's folder.
     """
-    own = {key: value for key, value in part.items() if key != "properties"}
     command, sys.argv = sys.argv, sys.argv[:1]  # RecBole reads the command line
     config = Config(
         model="LlamaRec",
         dataset=dataset,
-        config_file_list=[str(ROOT / "properties" / part["properties"])],
-        config_dict={**settings, **own},
+        config_file_list=[str(properties)],
+        config_dict=dict(settings),
     )
     sys.argv = command  # the card names it
     init_seed(config["seed"], config["reproducibility"])

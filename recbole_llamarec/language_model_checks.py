@@ -11,6 +11,7 @@ from typing import Any
 from recbole_llamarec.keys import shown
 from recbole_llamarec.ranking.model.loading import check_language_model
 from recbole_llamarec.ranking.model.settings import LanguageModelSettings
+from recbole_llamarec.ranking.prompt.template import placeholder_error
 from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_class_of, ranker_names
 from recbole_llamarec.ranking.verbalizer import default_labels
 
@@ -46,6 +47,15 @@ def _labels_are_enough(
         f"verbalizer_labels has {len(verbalizer_labels)}. Name more labels or rank fewer "
         "candidates."
     ]
+
+
+def _labels_are_shown(ranking_method: str, prompt_candidate_item: str) -> list[str]:
+    if ranking_method == NO_RANKER:
+        return []
+    if not getattr(ranker_class_of(ranking_method), "reads_labels", False):
+        return []
+    error = placeholder_error("candidate_item", prompt_candidate_item, {"label", "title"}, set())
+    return [error] if error else []
 
 
 def _language_model_can_be_loaded(ranking_method: str, llm: LanguageModelSettings) -> list[str]:
@@ -89,6 +99,7 @@ def _served_model_has_its_adapter(
 CHECKS: tuple[Callable[..., list[str]], ...] = (
     _ranker_has_the_loss,
     _labels_are_enough,
+    _labels_are_shown,
     _ranker_can_be_served,
     _served_model_is_not_tuned,
     _served_model_has_its_adapter,

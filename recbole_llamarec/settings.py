@@ -81,8 +81,9 @@ class LlamaRecSettings(RetrieverKeys, TuningKeys):
         "verbalizer",
         RANKER,
         "How the language model ranks. verbalizer: by the logits of the candidates' labels (the "
-        "paper's). likelihood: by how probable each title is behind the history's. none: no "
-        "language model. Or a name given to register_ranker; see docs/extending.md.",
+        "paper's). likelihood: by how probable each title is behind the history's. readout: by "
+        "the answer, yes or no, behind each candidate's title. none: no language model. Or a name "
+        "given to register_ranker; see docs/extending.md.",
     )
     likelihood_heading: str = key(
         "User history:", TEXT, "What stands before the titles with likelihood."

@@ -196,6 +196,13 @@ ELSEWHERE = {
     "python run_recbole.py --model=LlamaRec --dataset=amazon-beauty "
     "--config_files=properties/small-model-retrieved.yaml "
     "--lora_adapter=saved/LlamaRec-….adapter": ("it takes hours: tests/tuning/test_samples.py"),
+    "python run_recbole.py --model=LlamaRec --dataset=amazon-beauty "
+    "--config_files=properties/readout.yaml": (
+        "it needs the data set: tests/adapters/test_shipped.py finds the adapter"
+    ),
+    "python benchmarks/adapters.py amazon-beauty --data dataset": (
+        "it takes an hour: tests/benchmarks/test_adapters.py, in small"
+    ),
     "python benchmarks/recbole_page.py": (
         "it writes into the checkout: tests/benchmarks/test_recbole_page.py"
     ),

@@ -169,6 +169,10 @@ def test_lists_become_tuples_and_a_missing_mapping_is_empty():
         ),
         ({"clip_grad_norm": "{max_norm: 5.0}"}, ["--clip_grad_norm=\"{'max_norm': 5.0}\"."]),
         ({"scorers": "[popularity]"}, ["--scorers=\"['popularity']\"."]),
+        (
+            {"prompt_candidate_item": "{title}"},
+            ["prompt_candidate_item is '{title}'", "lacks the placeholder {label}; add it"],
+        ),
         ({"train_pool": 21}, ["train_pool: 21", "at most rerank_candidates, 20"]),
         ({"train_pool": 1}, ["train_pool: 1", "2"]),
         ({"ranking_method": "letters"}, ["ranking_method: 'letters'", "verbalizer", "none"]),
@@ -313,7 +317,7 @@ PAPER = {
 
 def test_the_profiles_are_these():
     names = ("all", "evidence", "likelihood", "llama-2-7b-qlora", "paper")
-    small = ("small-model-retrieved", "small-model")
+    small = ("readout", "small-model-retrieved", "small-model")
     assert [f"{name}.yaml" for name in names + small] == PROFILES
 
 
@@ -365,6 +369,13 @@ def test_the_7b_profile_is_the_papers_and_tunes_on_every_prefix():
     assert large | paper == large
     assert large["train_max_samples"] is None and large["llm_load_in_4bit"] is True
     assert large["llm_name_or_path"] == "meta-llama/Llama-2-7b-hf"
+
+
+def test_a_readout_shows_candidates_without_labels():
+    settings = settings_of("readout.yaml")
+    prompt = settings.prompt.render(["Heat", "Up"], ["Alien", "Jaws"], "AB")
+    assert prompt == "History: Heat | Up |\nNext: Alien | Jaws |"
+    assert (settings.ranking_method, settings.train_candidates) == ("readout", "retrieved")
 
 
 def test_a_small_model_sees_the_letter_behind_its_title_as_it_is_to_answer():

@@ -324,7 +324,7 @@ def test_the_weight_is_fitted_on_validation_and_saved(tiny_run, caplog, monkeypa
     assert again.trainer.evaluate(again.test, load_best_model=False) == final
 
 
-@pytest.mark.parametrize("method", ["verbalizer", "likelihood"])
+@pytest.mark.parametrize("method", ["verbalizer", "likelihood", "readout"])
 @pytest.mark.parametrize("weight", [0.7, 0.0])
 def test_evidence_is_fused_with_retriever_and_language_model(
     tiny_run, caplog, monkeypatch, method, weight

@@ -38,6 +38,7 @@ class Encoded:
         n_tokens: what the forward pass in use really computes (``Forward.cost``), in tokens.
         n_context: how many of these are padded to those of the pass's other prompts by themselves,
             before the rest (``Forward.pads_contexts_apart``).
+        places: tokens of the context whose states are read, for a ranker that reads several.
     """
 
     context: list[int]
@@ -46,6 +47,7 @@ class Encoded:
     n_history: int
     n_tokens: int
     n_context: int = field(default=0, kw_only=True)
+    places: tuple[int, ...] = field(default=(), kw_only=True)
 
     @property
     def tokens(self) -> list[int]:
@@ -222,6 +224,7 @@ _MEMBERS = ("build", "encode", "scores", "losses")
 _BUILT_IN = {
     "verbalizer": ("recbole_llamarec.ranking.letters", "Letters"),
     "likelihood": ("recbole_llamarec.ranking.likelihood", "Likelihood"),
+    "readout": ("recbole_llamarec.ranking.readout", "Readout"),
 }
 _registered: dict[str, type[Ranker]] = {}
 

@@ -1,4 +1,4 @@
-"""The script that trains the package's adapters, with two small parts."""
+"""The script that trains the package's adapters, with a small recipe."""
 
 from __future__ import annotations
 
@@ -21,47 +21,40 @@ from recbole_llamarec.settings import LlamaRecSettings
 
 @pytest.fixture
 def settings(workdir, tiny_llama, monkeypatch) -> dict:
-    """Of the parts, which ``adapters.py`` reads from a recipe."""
+    """Of a run, which ``adapters.py`` reads from a recipe but for the data."""
     own = tiny_settings(workdir, tiny_llama) | {"rerank_fusion": "auto"}
-    data_path, *_ = [own.pop(key) for key in ("data_path", "model", "dataset", "checkpoint_dir")]
-    parts = [
-        {"properties": "small-model.yaml", "train_binding_steps": 1, "train_pool": 4},
-        {"properties": "small-model-retrieved.yaml"},
-    ]
-    common = {"train_max_samples": 16, "lora_layers": [0, 1], "lora_r": 4, "train_batch_size": 8}
-    recipe = {"settings": own, "parts": [part | common for part in parts]}
+    own |= {"ranking_method": "readout", "lora_layers": [0, 1], "lora_r": 4}
+    left_out = {key: own.pop(key) for key in ("data_path", "model", "dataset", "checkpoint_dir")}
     file = workdir / "recipes.yaml"
-    file.write_text(yaml.safe_dump({"tiny": recipe}))
+    file.write_text(yaml.safe_dump({"tiny": {"properties": "readout.yaml", **own}}))
     monkeypatch.setattr(adapters, "RECIPES", file)
-    return {**own, "model": "LlamaRec", "dataset": "tiny", "data_path": data_path}
+    return own | left_out
 
 
-def test_parts_follow_one_another_and_the_last_ones_adapter_is_found(settings, monkeypatch):
+def test_a_stopped_run_goes_on_and_its_adapter_is_found(settings, monkeypatch):
     command = ["tiny", f"--data={settings['data_path']}", "--out=shipped"]
-    trained, train = [], adapters.train
+    from recbole_llamarec.trainer import LlamaRecTrainer
 
-    def second_part_stops(dataset, own, part):
-        trained.append(part["properties"])
-        if len(trained) == 2:
-            raise KeyboardInterrupt
-        return train(dataset, own, part)
+    def is_stopped(*_):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(adapters, "train", second_part_stops)
-    with pytest.raises(KeyboardInterrupt):
-        adapters.main(command)
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaRecTrainer, "_fuse", is_stopped)
+        with pytest.raises(KeyboardInterrupt):
+            adapters.main(command)
+    (tuned,) = Path("saved/adapters").glob("*.adapter")
     adapters.main(command)
-    assert trained == ["small-model.yaml"] + 2 * ["small-model-retrieved.yaml"]
 
     shipped = Path("shipped/tiny")
     assert check_sums(shipped)
-    (last,) = Path("saved/adapters/tiny/part-2").glob("*.adapter")
-    full, rounded = (load_file(folder / adapters.WEIGHTS) for folder in (last, shipped))
+    full, rounded = (load_file(folder / adapters.WEIGHTS) for folder in (tuned, shipped))
     assert all(torch.equal(rounded[name], own.bfloat16()) for name, own in full.items())
     card = read_card(shipped)
-    assert card.samples == 32 and set(card.validation) >= {"LRURec", "verbalizer"}
+    assert card.samples == 16 and set(card.validation) >= {"LRURec", "readout"}
+    assert not list(Path("saved/adapters").glob("*.resume.pt"))
 
     monkeypatch.setattr("recbole_llamarec.adapters.find.SHIPPED", Path("shipped"))
-    properties = adapters.ROOT / "properties" / "small-model-retrieved.yaml"
+    properties = adapters.ROOT / "properties" / "readout.yaml"
     config = Config(config_file_list=[str(properties)], config_dict=settings)
     part, *_ = data_preparation(config, create_dataset(config))
     run = LlamaRecSettings.from_config(config)

@@ -54,7 +54,7 @@ def registered(monkeypatch):
 
 
 def test_a_ranker_from_outside_is_registered_and_ranks(registered):
-    assert ranker_names() == ("verbalizer", "likelihood", "toy")
+    assert ranker_names() == ("verbalizer", "likelihood", "readout", "toy")
     parts = RankerParts(torch.nn.Identity(), None, None, [str(i) for i in range(9)], None)
     ranker = ranker_class_of("toy").build(parts)
     scores = rank_all(ranker, [[1, 2], [3]], [[4, 5, 6], [7, 8, 1]], budget_of(6))
@@ -80,11 +80,13 @@ def test_the_built_in_rankers_have_their_names():
 
 
 def test_unknown_rankers_are_named_with_those_that_there_are(registered):
-    with pytest.raises(ValueError, match="ranking_method: 'toys' .*verbalizer, likelihood, toy"):
+    with pytest.raises(
+        ValueError, match="ranking_method: 'toys' .*verbalizer, likelihood, readout, toy"
+    ):
         ranker_class_of("toys")
 
 
-@pytest.mark.parametrize("name", ["verbalizer", "likelihood", "toy"])
+@pytest.mark.parametrize("name", ["verbalizer", "likelihood", "readout", "toy"])
 def test_a_name_that_is_taken_is_refused(registered, name):
     with pytest.raises(ValueError, match=f"'{name}' is registered already; register Toy under"):
         register_ranker(name, Toy)
@@ -115,6 +117,7 @@ package = types.ModuleType("recbole_llamarec")
 package.__path__ = [{str(root / "recbole_llamarec")!r}]
 sys.modules["recbole_llamarec"] = package
 import recbole_llamarec.ranking.letters, recbole_llamarec.ranking.likelihood
+import recbole_llamarec.ranking.readout
 import recbole_llamarec.ranking.rank, recbole_llamarec.ranking.model.loading
 ours = [name for name in sys.modules if name.startswith("recbole_llamarec.")]
 others = [name for name in ours if not name.startswith("recbole_llamarec.ranking")]

@@ -12,11 +12,12 @@ from rankers import ListLog, budget_of, parts_of, trainable
 from recbole_llamarec.ranking.letters import Letters
 from recbole_llamarec.ranking.likelihood import Likelihood
 from recbole_llamarec.ranking.rank import rank_all
+from recbole_llamarec.ranking.readout import Readout
 
 K = 7
 
 
-@pytest.fixture(params=[Letters, Likelihood])
+@pytest.fixture(params=[Letters, Likelihood, Readout])
 def ranker(request, tiny_llama):
     return request.param.build(parts_of(tiny_llama, likelihood_prior=0.5))
 

@@ -32,7 +32,7 @@ class Log:
         self.added.append(scores)
 
 
-@pytest.mark.parametrize("method", ["verbalizer", "likelihood"])
+@pytest.mark.parametrize("method", ["verbalizer", "likelihood", "readout"])
 def test_its_name_is_the_rankers_and_nothing_is_loaded_for_it(tiny_llama, method, monkeypatch):
     monkeypatch.setattr("recbole_llamarec.scoring.language_model.load_language_model", None)
     scorer = language_model_of(tiny_llama, ranking_method=method)

@@ -287,9 +287,8 @@ def _on(device: torch.device, parts: list[np.ndarray]) -> Tensor:
 @torch.no_grad()
 def _keeps_contexts(base: Any) -> bool:
     """Try out whether continuations that read a cache get the states of the whole prompts."""
-    first, second, *others, a, b, c, d = texts_to_try(base, 24, 3, 24, 3, 3, 1, 2, 3)
-    contexts = [first, second]  # the second one is padded
-    continuations = [[a, b, []], [c, d]]
+    *texts, a, b, c, d = texts_to_try(base, 24, 3, 24, 3, 3, 1, 2, 3)
+    contexts, others, continuations = texts[:2], texts[2:], [[a, b, []], [c, d]]
     places = [[[26], [24], [23]], [[4], [5]]]
     whole = Padded(base).hidden_at(contexts, continuations, places).float()  # [5, H]
     wrong = Padded(base).hidden_at(others, continuations, places).float()  # [5, H]

@@ -81,7 +81,6 @@ class PromptBuilder:
         self.max_history = max_history
         self.max_prompt_tokens = max_prompt_tokens
         self.n_shortened = 0
-
         special = special_texts(tokenizer)
         self._special = tuple(special)
         self._layouts: dict[tuple[int, int], _Layout] = {}
@@ -154,13 +153,23 @@ class PromptBuilder:
         self.n_shortened += len(kept) < len(recent)
         return ids, len(kept)
 
+    def places_behind(self, history: Sequence[int], candidates: Sequence[int]) -> tuple[int, ...]:
+        """Where the text of each candidate ends, in a prompt that shows all of ``history``."""
+        slots, ids_after = self._layout(len(history), len(candidates))
+        starts, n_tokens = [], 0
+        for item, slot in zip((*history, *candidates), slots, strict=True):
+            starts.append(n_tokens + len(slot.ids_before))
+            n_tokens = starts[-1] + len(slot.pieces[item])
+        behind = [*starts[len(history) + 1 :], n_tokens + len(ids_after)]
+        return tuple(place - 1 for place in behind)
+
     def encode_all(
         self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
     ) -> list[list[int]]:
         """Encode many prompts as :meth:`encode` does one; warn once of those shortened."""
-        shortened_before = self.n_shortened
+        before = self.n_shortened
         encoded = [self.encode(h, c) for h, c in zip(histories, candidates, strict=True)]
-        self.report_shortened(since=shortened_before)
+        self.report_shortened(since=before)
         return encoded
 
     def text(self, history: Sequence[int], candidates: Sequence[int]) -> str:

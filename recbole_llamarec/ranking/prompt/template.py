@@ -14,7 +14,7 @@ TITLE_MARK = "\0"  # stands for a title while a layout is made; keys.WORDING doe
 PLACEHOLDERS = {  # field: (required, optional)
     "text": ({"history", "candidates"}, {"instruction"}),
     "history_item": ({"title"}, {"number"}),
-    "candidate_item": ({"label", "title"}, set()),
+    "candidate_item": ({"title"}, {"label"}),  # not every ranker needs labels
     "response": ({"label"}, set()),
 }
 

@@ -17,7 +17,7 @@ from recbole_llamarec.ranking.prompt.template import PromptTemplate
         ("text", "{history} - {candidates}", "before the first title of {history}"),
         ("history_item", "{number:02d} {title}", "has a format or conversion"),
         ("history_item", "{title} ", "prompt_history_item is '{title} ': it must neither begin"),
-        ("candidate_item", "{title}", "prompt_candidate_item is '{title}': it lacks"),
+        ("candidate_item", "{label}", "prompt_candidate_item is '{label}': it lacks"),
         ("candidate_item", "({label}) {title", "cannot be read"),
         ("response", "{}", "prompt_response is '{}': it has the unknown placeholder {}"),
         ("separator", "\n", "prompt_separator is '\\n': it must begin with a space"),

