@@ -28,7 +28,7 @@ from recbole_llamarec.ranking.model.loading import (
     LanguageModelSettings,
     load_language_model,
 )
-from recbole_llamarec.ranking.model.packing import PACKED
+from recbole_llamarec.ranking.model.packed_attention import PACKED
 from recbole_llamarec.ranking.protocol import RankerParts
 from recbole_llamarec.ranking.rank import rank_all
 from recbole_llamarec.settings import LlamaRecSettings

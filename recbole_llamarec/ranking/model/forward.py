@@ -18,16 +18,12 @@ from torch import Tensor, nn
 
 from recbole_llamarec.ranking.model.adapter import base_model
 from recbole_llamarec.ranking.model.batching import pad_right, whole_prompts
-from recbole_llamarec.ranking.model.packing import (
-    PACKED,
-    lengths_multiple,
-    pack,
-    packed_states,
-    use_packing,
-)
+from recbole_llamarec.ranking.model.packed_attention import PACKED, packed_states, use_packing
+from recbole_llamarec.ranking.model.packing import pack
 from recbole_llamarec.ranking.model.states import (
     decoder_states,
     last_feed_forward,
+    lengths_multiple,
     only_rows,
     texts_to_try,
 )

@@ -28,7 +28,7 @@ from recbole_llamarec.ranking.model.hardware import (
     quantization_options,
     warn_of_slow_precision,
 )
-from recbole_llamarec.ranking.model.packing import PACKED
+from recbole_llamarec.ranking.model.packed_attention import PACKED
 from recbole_llamarec.ranking.model.settings import (
     DTYPES,
     EMBEDDED,

@@ -8,7 +8,7 @@ import torch
 
 from recbole_llamarec.keys import SWITCH, TEXT, check_fields, key, one_of, optional
 from recbole_llamarec.path_rules import PATH
-from recbole_llamarec.ranking.model.packing import PACKED
+from recbole_llamarec.ranking.model.packed_attention import PACKED
 
 EMBEDDED = "embedded"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

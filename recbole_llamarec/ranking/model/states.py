@@ -102,3 +102,17 @@ def texts_to_try(base: Any, *lengths: int) -> list[list[int]]:
         generator.integers(n_tokens // 20, n_tokens - n_tokens // 20, size=length).tolist()
         for length in lengths
     ]
+
+
+def lengths_multiple(dtype: torch.dtype) -> int:
+    """What lengths are rounded up to: in half precision every new one costs time on a CPU.
+
+    oneDNN compiles each matrix product of a new shape, for longer than a thousand tokens' product
+    then takes.
+    """
+    return 64 if dtype in (torch.bfloat16, torch.float16) else 1
+
+
+def rounded_up(length: int, multiple: int) -> int:
+    """The least multiple that is no less than a length."""
+    return -(-length // multiple) * multiple

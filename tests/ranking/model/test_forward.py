@@ -13,7 +13,8 @@ from recbole_llamarec.ranking.model.forward import (
     check_attention,
     forward_for,
 )
-from recbole_llamarec.ranking.model.packing import pack, packed_states, use_packing
+from recbole_llamarec.ranking.model.packed_attention import packed_states, use_packing
+from recbole_llamarec.ranking.model.packing import pack
 
 CPU = torch.device("cpu")
 FORWARDS = {"padded": Padded, "packed": Packed, "prefix": PrefixCache}

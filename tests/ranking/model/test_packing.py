@@ -11,7 +11,8 @@ from recbole_llamarec.ranking.model.loading import (
     LanguageModelSettings,
     load_language_model,
 )
-from recbole_llamarec.ranking.model.packing import MIN_SHARED, pack, packed_states, use_packing
+from recbole_llamarec.ranking.model.packed_attention import packed_states, use_packing
+from recbole_llamarec.ranking.model.packing import MIN_SHARED, pack
 
 
 def last_states(forward, prompts):
