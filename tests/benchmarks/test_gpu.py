@@ -11,6 +11,8 @@ import pytest
 import torch
 from helpers import ROOT
 
+from recbole_llamarec.ranking.model.hardware import has_bfloat16
+
 
 @pytest.fixture
 def page(tiny_llama, tmp_path) -> str:
@@ -35,7 +37,13 @@ def test_all_is_measured_on_a_cpu(page):
             assert int(tokens.replace(",", "")) <= gpu.SPARE_TOKENS
         else:
             assert int(row[2].replace(",", "")) > 0 and float(row[3].split()[0]) > 0
-    assert "20 of 20 prompts have the same order" in page
+    compared = (
+        r"at most ([\d.e-]+) and on average by [\d.e-]+ nats; (\d+) of 20 prompts have the same"
+    )
+    difference, n_same = re.search(compared, page).groups()
+    rounds = has_bfloat16(torch.device("cpu"))  # then a random model's close scores change places
+    assert float(difference) < (0.02 if rounds else 1e-4)
+    assert rounds or int(n_same) == 20
     assert str(ROOT) not in page and "tmp" not in page
 
 
