@@ -19,9 +19,7 @@ from typing import Any
 import torch
 import yaml
 from recbole.config import Config
-from recbole.data import create_dataset, data_preparation
-from recbole.utils import get_model, get_trainer, init_logger, init_seed
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
@@ -30,8 +28,10 @@ import recbole_llamarec  # noqa: E402, F401  registers the models
 from recbole_llamarec.adapters.find import SHIPPED  # noqa: E402
 from recbole_llamarec.checksums import SUMS  # noqa: E402
 from recbole_llamarec.files import folder_written_whole  # noqa: E402
+from recbole_llamarec.fitting import fitted  # noqa: E402
+from recbole_llamarec.integration.values import no_command_line  # noqa: E402
+from recbole_llamarec.ranking.model.adapter_files import WEIGHTS_FILE, read_adapter  # noqa: E402
 
-WEIGHTS = "adapter_model.safetensors"
 RECIPES = Path(__file__).with_suffix(".yaml")
 
 
@@ -65,34 +65,26 @@ def train(dataset: str, properties: Path, settings: Mapping[str, Any]) -> Path:
     Returns:
         the adapter's folder.
     """
-    command, sys.argv = sys.argv, sys.argv[:1]  # RecBole reads the command line
-    config = Config(
-        model="LlamaRec",
-        dataset=dataset,
-        config_file_list=[str(properties)],
-        config_dict=dict(settings),
-    )
-    sys.argv = command  # the card names it
-    init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
-    train_data, valid_data, _ = data_preparation(config, create_dataset(config))
-    init_seed(config["seed"], config["reproducibility"])
-    model = get_model(config["model"])(config, train_data.dataset).to(config["device"])
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    trainer.fit(train_data, valid_data)
-    trainer.complete()
-    return Path(trainer.saved_model_file).with_suffix(".adapter")
+    with no_command_line():  # the card names it
+        config = Config(
+            model="LlamaRec",
+            dataset=dataset,
+            config_file_list=[str(properties)],
+            config_dict=dict(settings),
+        )
+    return Path(fitted(config).saved_model_file).with_suffix(".adapter")
 
 
 def ship(adapter: Path, into: Path) -> None:
     """Copy an adapter, with its weights rounded to bfloat16."""
-    weights = {name: own.to(torch.bfloat16) for name, own in load_file(adapter / WEIGHTS).items()}
+    _, weights = read_adapter(adapter)
+    rounded = {name: own.to(torch.bfloat16) for name, own in weights.items()}
     with folder_written_whole(into) as staging:
         for file in adapter.iterdir():
-            if file.name not in (WEIGHTS, SUMS):
+            if file.name not in (WEIGHTS_FILE, SUMS):
                 shutil.copy(file, staging)
-        save_file(weights, staging / WEIGHTS, metadata={"format": "pt"})
-    print(f"{into}: {(into / WEIGHTS).stat().st_size / 1e6:.1f} MB")
+        save_file(rounded, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+    print(f"{into}: {(into / WEIGHTS_FILE).stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

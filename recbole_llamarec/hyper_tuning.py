@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from recbole.config import Config
-from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import objective_function
-from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
+from recbole_llamarec.fitting import fitted
 from recbole_llamarec.integration.configs import training_arguments
 from recbole_llamarec.integration.known import FILE_RETRIEVER
 from recbole_llamarec.integration.values import no_command_line
@@ -117,15 +116,7 @@ def with_trained_retriever(settings: Mapping[str, Any], keys: Iterable[str]) -> 
         return dict(settings)
     with no_command_line():
         config = Config(config_dict={**settings, **NO_SCORERS})
-    init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
-    train_data, valid_data, _ = data_preparation(config, create_dataset(config))
-    init_seed(config["seed"], config["reproducibility"])
-    model = get_model(config["model"])(config, train_data.dataset).to(config["device"])
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    trainer.fit(train_data, valid_data, show_progress=config["show_progress"])
-    trainer.complete()
-    file = Path(trainer.saved_model_file).with_suffix(f".{config['retriever']}.pth")
+    file = Path(fitted(config).saved_model_file).with_suffix(f".{config['retriever']}.pth")
     return {**settings, "retriever_checkpoint": str(file.resolve())}
 
 

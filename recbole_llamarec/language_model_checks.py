@@ -30,13 +30,17 @@ def _ranker_has_the_loss(ranking_method: str, train_loss: str) -> list[str]:
     ]
 
 
+def _reads_labels(ranking_method: str) -> bool:
+    """Whether the ranker's class has ``reads_labels = True``."""
+    return ranking_method != NO_RANKER and getattr(
+        ranker_class_of(ranking_method), "reads_labels", False
+    )
+
+
 def _labels_are_enough(
     ranking_method: str, verbalizer_labels: Sequence[str] | None, rerank_candidates: int
 ) -> list[str]:
-    """Of a ranker whose class has ``reads_labels = True``."""
-    if ranking_method == NO_RANKER:
-        return []
-    if not getattr(ranker_class_of(ranking_method), "reads_labels", False):
+    if not _reads_labels(ranking_method):
         return []
     if verbalizer_labels is None:
         return fault_of(default_labels, rerank_candidates)
@@ -50,9 +54,7 @@ def _labels_are_enough(
 
 
 def _labels_are_shown(ranking_method: str, prompt_candidate_item: str) -> list[str]:
-    if ranking_method == NO_RANKER:
-        return []
-    if not getattr(ranker_class_of(ranking_method), "reads_labels", False):
+    if not _reads_labels(ranking_method):
         return []
     error = placeholder_error("candidate_item", prompt_candidate_item, {"label", "title"}, set())
     return [error] if error else []

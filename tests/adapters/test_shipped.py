@@ -14,6 +14,7 @@ from recbole_llamarec.adapters.card import read_card
 from recbole_llamarec.adapters.find import SHIPPED, adapter_folders, find_adapter
 from recbole_llamarec.checksums import check_sums
 from recbole_llamarec.ranking.model.adapter import adapter_state, load_adapter
+from recbole_llamarec.ranking.model.adapter_files import WEIGHTS_FILE
 from recbole_llamarec.ranking.model.loading import (
     EMBEDDED,
     LanguageModelSettings,
@@ -30,7 +31,7 @@ PROPERTIES = SHIPPED.parents[1] / "properties" / "readout.yaml"
 def test_an_adapter_is_small_whole_and_says_what_it_is(name):
     folder, card = SHIPPED / name, read_card(SHIPPED / name)
     assert check_sums(folder)
-    weights = load_file(folder / "adapter_model.safetensors")
+    weights = load_file(folder / WEIGHTS_FILE)
     assert {own.dtype for own in weights.values()} == {torch.bfloat16}
     assert sum(file.stat().st_size for file in folder.iterdir()) <= MOST_BYTES
     assert card.dataset == name and card.samples > 0 and card.hours > 0 and card.command
@@ -61,7 +62,7 @@ def test_an_adapter_fits_the_embedded_model(name):
     model, _ = load_language_model(
         LanguageModelSettings(name_or_path=EMBEDDED, dtype="float32"), torch.device("cpu")
     )
-    weights = load_file(SHIPPED / name / "adapter_model.safetensors")
+    weights = load_file(SHIPPED / name / WEIGHTS_FILE)
     state = adapter_state(load_adapter(model, SHIPPED / name))
     assert len(state) == len(weights) and any(own.abs().max() > 0 for own in state.values())
     for key, own in state.items():

@@ -47,7 +47,7 @@ def test_a_stopped_run_goes_on_and_its_adapter_is_found(settings, monkeypatch):
 
     shipped = Path("shipped/tiny")
     assert check_sums(shipped)
-    full, rounded = (load_file(folder / adapters.WEIGHTS) for folder in (tuned, shipped))
+    full, rounded = (load_file(folder / adapters.WEIGHTS_FILE) for folder in (tuned, shipped))
     assert all(torch.equal(rounded[name], own.bfloat16()) for name, own in full.items())
     card = read_card(shipped)
     assert card.samples == 16 and set(card.validation) >= {"LRURec", "readout"}

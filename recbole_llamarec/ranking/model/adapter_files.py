@@ -11,7 +11,7 @@ from torch import Tensor
 from recbole_llamarec.checksums import check_sums
 
 _CONFIG_FILE = "adapter_config.json"
-_WEIGHTS_FILE = "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -61,15 +61,15 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = directory / _WEIGHTS_FILE
+    path = directory / WEIGHTS_FILE
     if not path.is_file() and (directory / "adapter_model.bin").is_file():
         raise ValueError(
             f"{directory} holds a pickled adapter_model.bin, which can run code when loaded; "
             "convert it where you trust it: load it with PEFT and call save_pretrained, which "
-            f"writes {_WEIGHTS_FILE}."
+            f"writes {WEIGHTS_FILE}."
         )
     if not path.is_file():
-        raise FileNotFoundError(f"{directory} holds no {_WEIGHTS_FILE}; save the adapter again.")
+        raise FileNotFoundError(f"{directory} holds no {WEIGHTS_FILE}; save the adapter again.")
     try:
         return load_file(path)
     except SafetensorError as error:
