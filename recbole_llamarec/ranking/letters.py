@@ -53,6 +53,25 @@ class NextTokenLoss:
         return losses.view(-1, 2).mean(1)  # [B]
 
 
+def prompts_of(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    labels: Sequence[str],
+    settings: Any,
+    limit: int | None,
+) -> PromptBuilder:
+    """The prompts that show history and candidates; arguments as :func:`prompts_and_verbalizer`."""
+    return PromptBuilder(
+        tokenizer,
+        texts,
+        labels,
+        settings.prompt,
+        max_history=settings.prompt_max_history,
+        max_title_tokens=settings.prompt_max_title_tokens,
+        max_prompt_tokens=limit,
+    )
+
+
 def prompts_and_verbalizer(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], settings: Any, limit: int | None
 ) -> tuple[PromptBuilder, Verbalizer]:
@@ -68,15 +87,7 @@ def prompts_and_verbalizer(
         ValueError: a label is no single token behind the prompt, or there are too few titles.
     """
     labels = settings.verbalizer_labels or default_labels(settings.rerank_candidates)
-    prompts = PromptBuilder(
-        tokenizer,
-        texts,
-        labels,
-        settings.prompt,
-        max_history=settings.prompt_max_history,
-        max_title_tokens=settings.prompt_max_title_tokens,
-        max_prompt_tokens=limit,
-    )
+    prompts = prompts_of(tokenizer, texts, labels, settings, limit)
     some_items = range(1, min(len(labels), settings.rerank_candidates, len(texts) - 1) + 1)
     verbalizer = Verbalizer.for_tokenizer(
         tokenizer, labels, prompts.text(some_items, some_items), settings.prompt.response

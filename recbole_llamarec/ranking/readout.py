@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from recbole_llamarec.ranking.letters import prompts_of
 from recbole_llamarec.ranking.losses import LabelLoss
 from recbole_llamarec.ranking.model.forward import Forward
 from recbole_llamarec.ranking.model.head import (
@@ -61,15 +62,9 @@ class Readout:
             ValueError: the tokenizer does not tell "yes" from "no".
         """
         settings, limit = parts.settings, parts.settings.prompt_max_tokens
-        prompts = PromptBuilder(
-            parts.tokenizer,
-            parts.texts,
-            settings.verbalizer_labels or default_labels(max(2, settings.rerank_candidates)),
-            settings.prompt,
-            max_history=settings.prompt_max_history,
-            max_title_tokens=settings.prompt_max_title_tokens,
-            max_prompt_tokens=max_positions(parts.model) if limit is None else limit,
-        )
+        labels = settings.verbalizer_labels or default_labels(max(2, settings.rerank_candidates))
+        limit = max_positions(parts.model) if limit is None else limit
+        prompts = prompts_of(parts.tokenizer, parts.texts, labels, settings, limit)
         answers = parts.tokenizer(list(ANSWERS), add_special_tokens=False).input_ids
         yes, no = (own[-1] for own in answers)
         if yes == no:
