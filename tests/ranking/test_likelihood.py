@@ -75,7 +75,7 @@ def test_scores_equal_the_plain_way(any_ranker, samples):
     with torch.no_grad():
         expected = references(any_ranker, samples).log_softmax(-1)
     scores = rank_all(any_ranker, *samples, budget_of(300))
-    torch.testing.assert_close(scores, expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
     assert scores.std(1).min() > 0.01
 
 
@@ -180,7 +180,7 @@ def test_a_share_of_each_titles_prior_is_subtracted(any_ranker, samples):
     ranker.prior_share, ranker.temperature = 0.5, 3.0
     expected = ((likelihoods - 0.5 * priors) / 3.0).log_softmax(-1)
     scores = rank_all(ranker, *samples, budget_of(300))
-    torch.testing.assert_close(scores, expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
     ranker.prior_share = 0.0
     assert (rank_all(ranker, *samples, budget_of(300)) - scores).abs().max() > 0.01
 
