@@ -57,9 +57,11 @@ class LlamaRecTrainer(Trainer):
         self.settings = model.settings
         self.skip_misses = self.settings.rerank_skip_misses and only_rank_metrics(config["metrics"])
         self.report: EvaluationReport | None = None
-        self.run_log, self.journal = RunLog(self.tensorboard, self.wandblogger), Journal()
+        self.run_log = RunLog(self.tensorboard, self.wandblogger)
+        self.journal = Journal()
         self.saved_model_file = distributed.from_first(self.saved_model_file)
-        self._resume, self._writes_report = self.settings.resume, False
+        self._resume = self.settings.resume
+        self._writes_report = False
         self._files = RunFiles(Path(self.saved_model_file))
 
     @property
@@ -90,7 +92,8 @@ class LlamaRecTrainer(Trainer):
         adapter is reported before the retriever is trained.
         """
         self.eval_collector.data_collect(train_data)
-        self.journal, self._writes_report = Journal(), saved and verbose
+        self.journal = Journal()
+        self._writes_report = saved and verbose
         self._files = RunFiles(Path(self.saved_model_file))
         if saved:
             settings = result_settings(self.config, train_data, valid_data)
@@ -129,19 +132,16 @@ class LlamaRecTrainer(Trainer):
             yield stack.enter_context(self.model.evaluating(rerank=True, **options))
 
     def _train_retriever(self, train_data, valid_data, saved, show_progress, callback_fn) -> None:
-        name, retriever = self.settings.retriever, self.model.retriever
+        name, retriever, files = self.settings.retriever, self.model.retriever, self._files
         if self.settings.retriever_checkpoint:
             load_retriever(retriever, name, self.settings.retriever_checkpoint)
             return
         file = Path(self.saved_model_file).with_suffix(f".{name}.pth")
-        state = self._files.phases.get("retriever", {})
+        state = files.phases.get("retriever", {})
         if state.get("curve") and file.is_file():
             load_retriever(retriever, name, file, key="checkpoint_dir")
             self.journal.retriever = TrainingCurve.from_state(state["curve"])
             return
-
-        def save(training: dict[str, Any]) -> None:
-            self._files.put("retriever", {"training": training})
 
         with self.journal.timed("training the retriever"):
             self.journal.retriever = train_retriever(
@@ -156,9 +156,9 @@ class LlamaRecTrainer(Trainer):
                 seen=items_to_mask(self.settings.rerank_mask_seen, self.model.chosen),
                 callback_fn=callback_fn if self.language_model is None else None,
                 saved=state.get("training"),
-                save=save if saved else None,
+                save=(lambda own: files.put("retriever", {"training": own})) if saved else None,
             )
-        self._files.put("retriever", {"curve": self.journal.retriever.state()})
+        files.put("retriever", {"curve": self.journal.retriever.state()})
 
     def _tune(self, train_data, valid_data, verbose, show_progress, callback_fn) -> None:
         """Tune the adapter and keep its best state on validation."""
