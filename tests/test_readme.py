@@ -207,7 +207,9 @@ ELSEWHERE = {
         "it writes into the checkout: tests/benchmarks/test_recbole_page.py"
     ),
     "python benchmarks/cluster.py --checkpoint saved/LlamaRec-….pth --shards 12 --lines 4": A_RAY,
-    "python benchmarks/hosts.py": ("it takes minutes: tests/benchmarks/test_hosts.py, in small"),
+    "python benchmarks/hosts.py --dataset ml-100k": (
+        "it takes minutes: tests/benchmarks/test_hosts.py, in small"
+    ),
     "python benchmarks/robustness.py --flips 200": (
         "it takes a minute: tests/benchmarks/test_robustness.py flips fewer"
     ),
