@@ -123,26 +123,26 @@ class LlamaRecTrainer(Trainer):
     @contextmanager
     def _scoring(self, name: str, show_progress: bool, **options):
         """One pass of the model over evaluation data, whose scored batches are kept."""
-        language_model = self.language_model
         with ExitStack() as stack:
             stack.enter_context(naming_stage(name))
-            if language_model is not None:
+            if (language_model := self.language_model) is not None:
                 log = self._files.score_log(name)
                 stack.enter_context(language_model.logging_batches(log, show_progress))
             yield stack.enter_context(self.model.evaluating(rerank=True, **options))
 
     def _train_retriever(self, train_data, valid_data, saved, show_progress, callback_fn) -> None:
-        name, retriever, files = self.settings.retriever, self.model.retriever, self._files
+        name, retriever = self.settings.retriever, self.model.retriever
         if self.settings.retriever_checkpoint:
             load_retriever(retriever, name, self.settings.retriever_checkpoint)
             return
         file = Path(self.saved_model_file).with_suffix(f".{name}.pth")
-        state = files.phases.get("retriever", {})
+        state = self._files.phases.get("retriever", {})
         if state.get("curve") and file.is_file():
             load_retriever(retriever, name, file, key="checkpoint_dir")
             self.journal.retriever = TrainingCurve.from_state(state["curve"])
             return
 
+        put = self._files.put
         with self.journal.timed("training the retriever"):
             self.journal.retriever = train_retriever(
                 self.model.retriever_config,
@@ -156,9 +156,9 @@ class LlamaRecTrainer(Trainer):
                 seen=items_to_mask(self.settings.rerank_mask_seen, self.model.chosen),
                 callback_fn=callback_fn if self.language_model is None else None,
                 saved=state.get("training"),
-                save=(lambda own: files.put("retriever", {"training": own})) if saved else None,
+                save=(lambda own: put("retriever", {"training": own})) if saved else None,
             )
-        files.put("retriever", {"curve": self.journal.retriever.state()})
+        put("retriever", {"curve": self.journal.retriever.state()})
 
     def _tune(self, train_data, valid_data, verbose, show_progress, callback_fn) -> None:
         """Tune the adapter and keep its best state on validation."""
