@@ -13,7 +13,8 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,27 @@ from speed_methods import (
     ranking_methods,
 )
 from speed_table import table
+from speed_tuning import Tuning
 from speed_worker import in_a_process
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from recbole_llamarec.memory import keep_large_memory
+
 PARTS = ("ranking", "tuning", "evaluation", "start", "retrieval", "growth", "profile")
-TUNING = ("reference", "ours", "ours bfloat16")
+TUNED = "ours bfloat16"
+TUNING = (
+    "reference",
+    "reference with checkpointing",
+    "reference bfloat16",
+    "ours",
+    TUNED,
+    "ours bfloat16, titles",
+)
 OPERATIONS = {
-    "linear layers": {"aten::mm", "aten::addmm", "aten::linear"},
+    "linear layers": {"aten::mm", "aten::addmm", "aten::addmm_", "aten::linear"},
     "attention": {
-        *("aten::bmm", "aten::baddbmm", "aten::_softmax"),
+        *("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data"),
         "aten::_scaled_dot_product_flash_attention_for_cpu",
     },
 }
@@ -50,6 +62,7 @@ EVALUATION = ("float32", "bfloat16", "8 bits")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the parts that are missing and write the table."""
     options = parse_arguments(arguments)
+    keep_large_memory()  # as every run does; the reference has it too
     file = options.out / f"{options.dataset}.json"
     report = started_report(file, options)
     report["machine"] = {
@@ -228,21 +241,26 @@ def measure_growth(options: argparse.Namespace, _report: dict) -> dict[str, dict
 
 
 def measure_profile(options: argparse.Namespace, _report: dict) -> dict[str, dict[str, float]]:
-    """What share of a ranking's processor time each kind of operation takes."""
+    """What share of the processor time each kind of operation takes, in ranking and in tuning."""
     bench = bench_of(options)
+    rows = bench.sample(options.prompts, seed=0)
+    tuned = Tuning(replace(bench, rankers={}), TUNED)
+    work: dict[str, Callable[[], Any]] = {
+        f"ranking, {kind}": partial(ours(bench.ranker(kind)), *rows)
+        for kind in ("float32", "bfloat16")
+    }
+    work[f"tuning, {tuned.dtype}"] = partial(tuned.step, *rows)
     shares = {}
-    for kind in ("float32", "bfloat16"):
-        rank = ours(bench.ranker(kind))
-        rows = bench.sample(options.prompts, seed=0)
-        rank(*rows)
+    for name, do in work.items():
+        do()
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            rank(*rows)
+            do()
         seconds = dict.fromkeys((*OPERATIONS, "other"), 0.0)
         for event in profiler.key_averages():
             kind_of = next((k for k, names in OPERATIONS.items() if event.key in names), "other")
             seconds[kind_of] += event.self_cpu_time_total
         total = sum(seconds.values())
-        shares[kind] = {name: part / total for name, part in seconds.items()}
+        shares[name] = {kind: part / total for kind, part in seconds.items()}
     return shares
 
 

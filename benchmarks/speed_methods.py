@@ -29,7 +29,7 @@ from recbole_llamarec.ranking.model.loading import (
     load_language_model,
 )
 from recbole_llamarec.ranking.model.packed_attention import PACKED
-from recbole_llamarec.ranking.protocol import RankerParts
+from recbole_llamarec.ranking.protocol import RankerParts, ranker_class_of
 from recbole_llamarec.ranking.rank import rank_all
 from recbole_llamarec.settings import LlamaRecSettings
 
@@ -63,7 +63,7 @@ class Bench:
     histories: list[list[int]]
     titles: list[str]
     llm: str = EMBEDDED
-    rankers: dict[str, Letters] = field(default_factory=dict)
+    rankers: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, dataset: str, data: str | None, llm: str = EMBEDDED, **settings: Any) -> Bench:
@@ -85,9 +85,9 @@ class Bench:
         """A language model of ``MODELS``."""
         return self.ranker(kind).model
 
-    def ranker(self, kind: str) -> Letters:
-        """Our ranker of the paper's prompts, with packed attention."""
-        if kind not in self.rankers:
+    def ranker(self, kind: str, method: str = "verbalizer") -> Any:
+        """Our ranker, of the paper's prompts if not said otherwise, with packed attention."""
+        if (kind, method) not in self.rankers:
             loading = LanguageModelSettings(**{"name_or_path": self.llm, **MODELS[kind]})
             model, tokenizer = load_language_model(loading, CPU)
             forward = forward_for(model, PACKED, CPU)
@@ -95,8 +95,8 @@ class Bench:
                 rerank_candidates=MOST_CANDIDATES, prompt_max_history=MOST_HISTORY
             )
             parts = RankerParts(model, tokenizer, forward, self.titles, settings)
-            self.rankers[kind] = Letters.build(parts)
-        return self.rankers[kind]
+            self.rankers[kind, method] = ranker_class_of(method).build(parts)
+        return self.rankers[kind, method]
 
     def sample(
         self, n_users: int, seed: int, n_history: int = N_HISTORY, n_candidates: int | None = None
@@ -220,12 +220,27 @@ def matrix_rate(dtype: torch.dtype, size: int) -> float:
 
 def flops_of_prompts(model, lengths: Sequence[int]) -> float:
     """Operations of the matrix products that prompts need: linear layers and causal attention."""
+    return _flops(model, lengths, frozen=2.0, trained=2.0, attention=4.0)
+
+
+def flops_of_tuning(model, lengths: Sequence[int]) -> float:
+    """The same of a forward and a backward pass, where frozen weights need no gradient.
+
+    Args:
+        model: with an adapter on all layers.
+        lengths: tokens of each prompt.
+    """
+    return _flops(model, lengths, frozen=4.0, trained=6.0, attention=12.0)
+
+
+def _flops(model, lengths: Sequence[int], frozen: float, trained: float, attention: float) -> float:
+    """Operations for each weight and token, and for each pair of tokens and each channel."""
     config = model.config
-    weights = sum(
-        module.weight.numel()
-        for module in model.get_decoder().modules()
-        if isinstance(module, torch.nn.Linear)
+    layers = [m for m in model.get_decoder().modules() if isinstance(m, torch.nn.Linear)]
+    a_token = sum(
+        (trained if layer.weight.requires_grad else frozen) * layer.weight.numel()
+        for layer in layers
     )
     width = config.num_attention_heads * (config.hidden_size // config.num_attention_heads)
     pairs = sum(n * (n + 1) / 2 for n in lengths)
-    return 2.0 * weights * sum(lengths) + 4.0 * width * config.num_hidden_layers * pairs
+    return a_token * sum(lengths) + attention * width * config.num_hidden_layers * pairs

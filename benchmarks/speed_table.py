@@ -57,33 +57,53 @@ def _ranking(part: dict[str, Any]) -> list[str]:
         median = statistics.median(seconds)
         ratio = statistics.median(b / s for b, s in zip(base, seconds, strict=True))
         error = part["errors"].get(name)
-        dtype = "bfloat16" if name.endswith(("bfloat16", "8 bits")) else "float32"
         lines.append(
             f"| {name} | {median:.3f} | {1 / median:.2f} | {part['tokens'] / median:.0f} | "
-            f"{ratio:.2f} | {part['flops'] / median / rates[dtype]:.0%} | "
+            f"{ratio:.2f} | {part['flops'] / median / rates[_dtype(name)]:.0%} | "
             f"{'–' if error is None else f'{error:.1e}'} |"
         )
     return lines
 
 
 def _tuning(part: dict[str, list[dict]]) -> list[str]:
+    rates: dict[str, list[float]] = {}
+    for name, rounds in part.items():
+        rates.setdefault(_dtype(name), []).extend(run["matrix_rate"] for run in rounds)
+    medians = {dtype: statistics.median(found) for dtype, found in rates.items()}
     lines = [
         "## Tuning",
         "",
-        "| | s a sample | times the reference's speed | peak memory, MB | times the reference's "
-        "memory | loss of round 1 |",
-        "|---|---|---|---|---|---|",
+        "LoRA (r 16) on all linear layers. Large matrix products in the same processes: "
+        + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in medians.items())
+        + ".",
+        "",
+        "| | tokens a sample | s a sample | tokens/s | times the reference's tokens/s | "
+        "share of its precision's matrix rate | outside forward and backward | peak memory, MB | "
+        "times the reference's memory | loss of round 1 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     base = part[REFERENCE]
     for name, rounds in part.items():
         pairs = list(zip(base, rounds, strict=True))
-        speed = statistics.median(b["seconds"] / r["seconds"] for b, r in pairs)
+        speed = statistics.median(_tokens_a_second(r) / _tokens_a_second(b) for b, r in pairs)
         memory = statistics.median(r["peak_mb"] / b["peak_mb"] for b, r in pairs)
+        share = statistics.median(r["flops"] / r["seconds"] for r in rounds) / medians[_dtype(name)]
         lines.append(
-            f"| {name} | {_median(rounds, 'seconds'):.2f} | {speed:.2f} | "
-            f"{_median(rounds, 'peak_mb'):.0f} | {memory:.2f} | {rounds[0]['loss']:.5f} |"
+            f"| {name} | {_median(rounds, 'tokens'):.0f} | {_median(rounds, 'seconds'):.2f} | "
+            f"{statistics.median(map(_tokens_a_second, rounds)):.0f} | {speed:.2f} | {share:.0%} | "
+            f"{_median(rounds, 'elsewhere'):.1%} | {_median(rounds, 'peak_mb'):.0f} | "
+            f"{memory:.2f} | {rounds[0]['loss']:.5f} |"
         )
     return lines
+
+
+def _tokens_a_second(run: dict[str, float]) -> float:
+    return run["tokens"] / run["seconds"]
+
+
+def _dtype(name: str) -> str:
+    """The precision that a method's products are computed in, by the method's name."""
+    return "bfloat16" if "bfloat16" in name or name.endswith("8 bits") else "float32"
 
 
 def _evaluation(part: dict[str, list[dict]], ranking: dict[str, Any] | None) -> list[str]:

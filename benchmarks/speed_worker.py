@@ -24,60 +24,28 @@ def in_a_process(part: str, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def tuning(task: dict[str, Any]) -> dict[str, Any]:
-    """Steps of tuning on one batch: as one would write it, or ours."""
-    import numpy as np
+    """A step of tuning on one batch."""
     import torch
-    from speed_methods import Bench, K
-
-    from recbole_llamarec.ranking.model.adapter import add_adapter
-    from recbole_llamarec.ranking.model.batching import TokenBudget
-    from recbole_llamarec.ranking.model.lora import LoraSettings
-    from recbole_llamarec.tuning.step import optimizer_step
+    from speed_methods import MOST_HISTORY, N_HISTORY, Bench, matrix_rate
+    from speed_tuning import Tuning
 
     bench = Bench.of(task["dataset"], task["data"], task["llm"])
-    ranker = bench.ranker("bfloat16" if "bfloat16" in task["method"] else "float32")
-    ranker.model = add_adapter(ranker.model, LoraSettings(dropout=0.0), seed=1)
-    weights = [p for p in ranker.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=1e-4)
-
-    def reference_step(histories: list, candidates: list, labels: list[int]) -> float:
-        """Padded batch, gradient checkpointing, all logits, the loss at the labels' letters."""
-        tokenizer = ranker.prompts.tokenizer
-        tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
-        texts = [ranker.prompts.text(h, c) for h, c in zip(histories, candidates, strict=True)]
-        encoded = tokenizer(texts, padding=True, return_tensors="pt")
-        ranker.model.train()
-        optimizer.zero_grad(set_to_none=True)
-        logits = ranker.model(**encoded).logits[:, -1, list(ranker.verbalizer.token_ids[:K])]
-        loss = torch.nn.functional.cross_entropy(logits.float(), torch.tensor(labels))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        return loss.item()
-
-    def our_step(histories: list, candidates: list, labels: list[int]) -> float:
-        encoded = [ranker.encode(*row) for row in zip(histories, candidates, strict=True)]
-        targets = np.eye(K, dtype=np.float32)[labels]  # [B, K]
-        loss = ranker.losses["label"]
-        budget = TokenBudget(1024, "train_batch_tokens")
-        return optimizer_step(
-            ranker, encoded, targets, loss, optimizer, budget, clipping={"max_norm": 1.0}
-        )
-
-    step = our_step
-    if task["method"] == "reference":
-        base = ranker.model.get_base_model()
-        base.set_attn_implementation("sdpa")
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-        step = reference_step
-    batches = [bench.sample(n, task["seed"]) for n in (1, task["prompts"])]  # one warms up
-    seconds, losses = [], []
-    for histories, candidates in batches:
-        labels = [place % K for place in range(len(histories))]
-        start = time.perf_counter()
-        losses.append(step(histories, candidates, labels))
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds[-1] / task["prompts"], "loss": losses[-1]}
+    tuned = Tuning(bench, task["method"])
+    n_history = MOST_HISTORY if tuned.is_titles else N_HISTORY
+    tuned.step(*bench.sample(task["prompts"], -1, n_history))  # compiles what shapes need
+    rows = bench.sample(task["prompts"], task["seed"], n_history)
+    tuned.elsewhere, start = 0.0, time.perf_counter()
+    loss = tuned.step(*rows)
+    seconds = time.perf_counter() - start
+    lengths = tuned.lengths(*rows)
+    return {
+        "seconds": seconds / len(lengths),
+        "loss": loss,
+        "tokens": sum(lengths) / len(lengths),
+        "elsewhere": tuned.elsewhere / seconds,
+        "flops": tuned.flops(lengths) / len(lengths),
+        "matrix_rate": matrix_rate(getattr(torch, tuned.dtype), 256 if task["quick"] else 2048),
+    }
 
 
 def evaluation(task: dict[str, Any]) -> dict[str, Any]:

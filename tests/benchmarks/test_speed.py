@@ -12,6 +12,10 @@ import pytest
 import torch
 from helpers import ROOT, write_dataset
 
+from recbole_llamarec.ranking.model.adapter import add_adapter
+from recbole_llamarec.ranking.model.lora import LoraSettings
+
+TUNED = {"tokens": 300.0, "elsewhere": 0.025, "flops": 1e11, "loss": 3.0}
 EXACT = (
     "reference",
     "label rows and last position only",
@@ -25,7 +29,7 @@ def scripts():
     """The benchmark's scripts as modules; benchmarks/ is no package."""
     path = list(sys.path)
     sys.path.insert(0, str(ROOT / "benchmarks"))  # as for a script that is run
-    names = ("speed", "speed_methods", "speed_table", "speed_worker")
+    names = ("speed", "speed_methods", "speed_table", "speed_tuning", "speed_worker")
     found = {name: importlib.import_module(name) for name in names}
     sys.path[:] = path
     return found
@@ -66,6 +70,12 @@ def test_operations_are_those_of_the_layers(scripts, bench):
     weights = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128)
     attention = 2 * 4 * 64 * n * (n + 1) / 2
     assert scripts["speed_methods"].flops_of_prompts(model, [n]) == 2 * weights * n + attention
+    everywhere = LoraSettings(r=2, target_modules=scripts["speed_tuning"].LINEAR)
+    tuned = add_adapter(model, everywhere, seed=0).get_base_model()
+    inputs, outputs = 5 * 64 + 64 + 128, 64 + 2 * 32 + 64 + 2 * 128 + 64
+    adapter = 2 * 2 * (inputs + outputs)  # two layers of rank 2
+    expected = 4 * weights * n + 6 * adapter * n + 3 * attention
+    assert scripts["speed_methods"].flops_of_tuning(tuned, [n]) == expected
 
 
 def test_the_table_has_medians_and_paired_ratios(scripts):
@@ -84,8 +94,11 @@ def test_the_table_has_medians_and_paired_ratios(scripts):
             "prompts": 16,
         },
         "tuning": {
-            "reference": [{"seconds": 4.0, "peak_mb": 4000.0, "loss": 3.0}],
-            "ours": [{"seconds": 2.0, "peak_mb": 1000.0, "loss": 3.0}],
+            "reference": [TUNED | {"seconds": 4.0, "peak_mb": 4000.0, "matrix_rate": 2e11}],
+            "ours bfloat16": [TUNED | {"seconds": 0.5, "peak_mb": 1000.0, "matrix_rate": 4e11}],
+            "ours bfloat16, titles": [
+                TUNED | {"seconds": 0.25, "peak_mb": 800.0, "matrix_rate": 4e11, "tokens": 150.0}
+            ],
         },
         "evaluation": {
             "float32": [
@@ -107,7 +120,12 @@ def test_the_table_has_medians_and_paired_ratios(scripts):
     text = scripts["speed_table"].table("ml-100k", report)
     assert "| ours: packed | 1.000 | 1.00 | 600 | 4.00 | 50% | 2.0e-05 |" in text
     assert "| ours: packed, bfloat16 | 0.250 | 4.00 | 2400 | 8.00 | 50% | – |" in text
-    assert "| ours | 2.00 | 2.00 | 1000 | 0.25 | 3.00000 |" in text
+    assert "float32 200 GFLOP/s, bfloat16 400 GFLOP/s" in text
+    assert "| reference | 300 | 4.00 | 75 | 1.00 | 12% | 2.5% | 4000 | 1.00 | 3.00000 |" in text
+    ours = "| ours bfloat16 | 300 | 0.50 | 600 | 8.00 | 50% | 2.5% | 1000 | 0.25 | 3.00000 |"
+    assert ours in text
+    titles = "| ours bfloat16, titles | 150 | 0.25 | 600 | 8.00 | 100% | 2.5% | 800 | 0.20 |"
+    assert titles in text
     assert "| float32 | 100 | 20 | 20.0 | 10.0 | 5.0% | 0.1 | 0.2 |" in text
     assert "| linear layers | 75% |" in text
     assert "7.0 s" in text and "| 10 | 5 | 1.0 | 100.00 | 9 |" in text

@@ -103,6 +103,8 @@ def import_bitsandbytes(quantization: str) -> None:
     Raises:
         ImportError: says how to install it.
     """
+    # It would say with each product of 8-bit weights that it rounds the activations.
+    logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
     try:
         importlib.import_module("bitsandbytes")
     except ImportError as error:
