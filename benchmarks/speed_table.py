@@ -59,7 +59,7 @@ def _ranking(part: dict[str, Any]) -> list[str]:
         error = part["errors"].get(name)
         lines.append(
             f"| {name} | {median:.3f} | {1 / median:.2f} | {part['tokens'] / median:.0f} | "
-            f"{ratio:.2f} | {part['flops'] / median / rates[_dtype(name)]:.0%} | "
+            f"{ratio:.2f} | {part['flops'] / median / rates[dtype_of(name)]:.0%} | "
             f"{'–' if error is None else f'{error:.1e}'} |"
         )
     return lines
@@ -68,7 +68,7 @@ def _ranking(part: dict[str, Any]) -> list[str]:
 def _tuning(part: dict[str, list[dict]]) -> list[str]:
     rates: dict[str, list[float]] = {}
     for name, rounds in part.items():
-        rates.setdefault(_dtype(name), []).extend(run["matrix_rate"] for run in rounds)
+        rates.setdefault(dtype_of(name), []).extend(run["matrix_rate"] for run in rounds)
     medians = {dtype: statistics.median(found) for dtype, found in rates.items()}
     lines = [
         "## Tuning",
@@ -87,7 +87,9 @@ def _tuning(part: dict[str, list[dict]]) -> list[str]:
         pairs = list(zip(base, rounds, strict=True))
         speed = statistics.median(_tokens_a_second(r) / _tokens_a_second(b) for b, r in pairs)
         memory = statistics.median(r["peak_mb"] / b["peak_mb"] for b, r in pairs)
-        share = statistics.median(r["flops"] / r["seconds"] for r in rounds) / medians[_dtype(name)]
+        share = (
+            statistics.median(r["flops"] / r["seconds"] for r in rounds) / medians[dtype_of(name)]
+        )
         lines.append(
             f"| {name} | {_median(rounds, 'tokens'):.0f} | {_median(rounds, 'seconds'):.2f} | "
             f"{statistics.median(map(_tokens_a_second, rounds)):.0f} | {speed:.2f} | {share:.0%} | "
@@ -101,7 +103,7 @@ def _tokens_a_second(run: dict[str, float]) -> float:
     return run["tokens"] / run["seconds"]
 
 
-def _dtype(name: str) -> str:
+def dtype_of(name: str) -> str:
     """The precision that a method's products are computed in, by the method's name."""
     return "bfloat16" if "bfloat16" in name or name.endswith("8 bits") else "float32"
 

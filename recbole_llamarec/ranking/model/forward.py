@@ -26,6 +26,7 @@ from recbole_llamarec.ranking.model.states import (
     lengths_multiple,
     only_rows,
     texts_to_try,
+    tolerated_error,
 )
 
 Tokens = Sequence[int]
@@ -293,4 +294,4 @@ def _keeps_contexts(base: Any) -> bool:
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as reason:
         logger.debug("Reading a context's cache failed: %s", reason)
         return False
-    return bool((cached - whole).norm() < (wrong - whole).norm() / 4)
+    return bool((cached - whole).norm() < (wrong - whole).norm() * tolerated_error(base))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llamarec.ranking.model.packing import MIN_SHARED, Packing, pack
-from recbole_llamarec.ranking.model.states import rounded_up, texts_to_try
+from recbole_llamarec.ranking.model.states import rounded_up, texts_to_try, tolerated_error
 
 PACKED = "packed"  # the name of the attention function in transformers
 QUERY_BLOCK = 192  # queries that meet their keys at once: what lies above the diagonal is skipped
@@ -168,8 +168,9 @@ def use_packing(model: Any) -> bool:
     AttentionMaskInterface.register(PACKED, AttentionMaskInterface()["sdpa"])  # where unpacked
     decoder = model.get_decoder()
     # Packing sorts: what is read, the last two prompts, stands behind one that is changed.
-    shared, other = sorted(texts_to_try(model, 2 * MIN_SHARED, 2 * MIN_SHARED))
-    first, changed, last = sorted(texts_to_try(model, *[MIN_SHARED] * 3))
+    lengths = [2 * MIN_SHARED] * 2 + [MIN_SHARED] * 3
+    *texts, a, b, c = texts_to_try(model, *lengths)
+    (shared, other), (first, changed, last) = sorted(texts), sorted((a, b, c))
     read = [[*shared, *last], other]
     device = next(model.parameters()).device
     packing, with_changed = (pack([[*shared, *end], *read], device) for end in (first, changed))
@@ -180,16 +181,15 @@ def use_packing(model: Any) -> bool:
     as_one = states(packing.input_ids)[packing.ends[1:]]  # [2, H]: each sees what stands before it
     alone = torch.stack([states(packing.input_ids.new_tensor(prompt))[-1] for prompt in read])
     leak = (as_one - alone).norm()
-    # Activations of 8 bits move states by half of what a leak does. Neighbours are told apart from
-    # them all the same, since products of the same shapes are rounded in the same way.
-    tolerated = leak if getattr(model, "is_loaded_in_8bit", False) else leak / 4
     try:
         model.set_attn_implementation(PACKED)
         packed, other_row = (
             packed_states(decoder, each)[each.ends[1:]].float()  # [2, H]
             for each in (packing, with_changed)
         )
-        if (packed - other_row).norm() < leak / 64 and (packed - alone).norm() < tolerated:
+        error, moved = (packed - alone).norm(), (packed - other_row).norm()
+        # Products of the same shapes are rounded in the same way, so that neighbours move nothing.
+        if error < leak * tolerated_error(model) and moved < leak / 64:
             return True
     except (TypeError, ValueError, RuntimeError) as reason:
         logger.debug("Packing failed: %s", reason)

@@ -104,6 +104,14 @@ def texts_to_try(base: Any, *lengths: int) -> list[list[int]]:
     ]
 
 
+def tolerated_error(base: Any) -> float:
+    """How far rounding may move states that are compared, as a share of what a fault does.
+
+    Activations of 8 bits move them by up to a half, other precisions by an eighth.
+    """
+    return 1.0 if getattr(base, "is_loaded_in_8bit", False) else 0.25
+
+
 def lengths_multiple(dtype: torch.dtype) -> int:
     """What lengths are rounded up to: in half precision every new one costs time on a CPU.
 

@@ -127,10 +127,11 @@ def test_packing_and_contexts_of_the_embedded_model_are_recognised_in_half_preci
 @pytest.mark.skipif(not embedded_model_is_at_hand(None), reason="the embedded model is not here")
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 @pytest.mark.parametrize("key", ["load_in_4bit", "load_in_8bit"])
-def test_packing_of_the_embedded_model_is_recognised_in_few_bits(key, caplog):
+def test_packing_and_contexts_of_the_embedded_model_are_recognised_in_few_bits(key, caplog):
     """Activations of 8 bits move a state by a tenth of its size."""
     settings = LanguageModelSettings(name_or_path=EMBEDDED, dtype="bfloat16", **{key: True})
     model, _ = load_language_model(settings, torch.device("cpu"))
+    assert isinstance(forward_for(model, "sdpa", torch.device("cpu")), PrefixCache)
     assert isinstance(forward_for(model, "packed", torch.device("cpu")), Packed)
     assert not caplog.records  # bitsandbytes has something to say of each product
 
