@@ -32,7 +32,7 @@ from results import write_whole
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from recbole_llamarec.ranking.model.batching import TokenBudget
-from recbole_llamarec.ranking.model.hardware import auto_dtype, has_bfloat16
+from recbole_llamarec.ranking.model.hardware import auto_dtype, prefers_bfloat16
 from recbole_llamarec.ranking.model.loading import load_tokenizer
 from recbole_llamarec.ranking.model.settings import LanguageModelSettings
 from recbole_llamarec.ranking.rank import rank_all
@@ -152,7 +152,7 @@ def write_random_model(folder: Path, tokenizer: Any, small: bool, device: torch.
     config = transformers.LlamaConfig(vocab_size=len(tokenizer), **shape)
     with device:
         model = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=auto_dtype(device.type, has_bfloat16(device))
+            config, dtype=auto_dtype(device.type, prefers_bfloat16(device))
         )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -237,7 +237,7 @@ def timed(compute: Callable[[], object], device: torch.device) -> tuple[float, s
 
 def matrix_rate(device: torch.device, size: int, rounds: int = 20) -> float:
     """Operations a second of products of square matrices, in the precision of ``auto``."""
-    dtype = auto_dtype(device.type, has_bfloat16(device))
+    dtype = auto_dtype(device.type, prefers_bfloat16(device))
     one, other = torch.randn(2, size, size, device=device, dtype=dtype)
 
     def multiply() -> None:
@@ -299,7 +299,7 @@ def compared(llm: str, prompts: Prompts, device: torch.device) -> str:
 def written(options: argparse.Namespace, rows: list[list[str]], alike: str, rate: float) -> str:
     """The page in Markdown."""
     device = torch.device(options.device)
-    dtype = str(auto_dtype(device.type, has_bfloat16(device))).removeprefix("torch.")
+    dtype = str(auto_dtype(device.type, prefers_bfloat16(device))).removeprefix("torch.")
     shape = "two small layers, to try the script out" if options.small else "Llama-2-7B's shape"
     head = ["weights", "what", "tokens/s", "of the matrix rate", "peak GiB", "memory ran out"]
     lines = [head, ["---"] * len(head), *rows]

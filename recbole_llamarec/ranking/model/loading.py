@@ -23,8 +23,8 @@ from recbole_llamarec.ranking.model.embedded import (
 from recbole_llamarec.ranking.model.forward import check_attention
 from recbole_llamarec.ranking.model.hardware import (
     auto_dtype,
-    has_bfloat16,
     import_bitsandbytes,
+    prefers_bfloat16,
     quantization_options,
     warn_of_slow_precision,
 )
@@ -200,7 +200,7 @@ def _where(settings: LanguageModelSettings) -> dict[str, str]:
 def _dtype(settings: LanguageModelSettings, device: torch.device) -> torch.dtype:
     if settings.dtype != "auto":
         return DTYPES[settings.dtype]
-    return auto_dtype(device.type, has_bfloat16(device))
+    return auto_dtype(device.type, prefers_bfloat16(device))
 
 
 def _load_first(
@@ -233,7 +233,7 @@ def _load(
     tokenizer = AutoTokenizer.from_pretrained(source, **where)
     if quantization:  # transformers leaves the output head unquantised
         options["quantization_config"] = BitsAndBytesConfig(
-            **quantization_options(quantization, device.type, has_bfloat16(device))
+            **quantization_options(quantization, device.type, prefers_bfloat16(device))
         )
     model = AutoModelForCausalLM.from_pretrained(
         source, device_map={"": device}, **where, **options

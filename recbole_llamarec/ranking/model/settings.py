@@ -36,8 +36,8 @@ class LanguageModelSettings:
     dtype: str = key(
         "auto",
         one_of("auto", *DTYPES),
-        "auto (on a GPU bfloat16 where it has that, else float16; on a CPU bfloat16 where it has "
-        "instructions for it, else float32), float32, bfloat16 or float16.",
+        "auto (on a GPU bfloat16 where it has that, else float16; on a CPU bfloat16 where it is "
+        "the faster, else float32), float32, bfloat16 or float16.",
     )
     load_in_4bit: bool = key(
         False,

@@ -75,11 +75,11 @@ def test_a_loaded_model_is_packed_on_a_cpu(model_directory):
     assert model.config._attn_implementation == "packed"
 
 
-@pytest.mark.parametrize("has_bfloat16", [False, True])
-def test_auto_dtype_is_what_the_device_has(has_bfloat16, model_directory, monkeypatch):
-    monkeypatch.setattr(loading, "has_bfloat16", lambda device: has_bfloat16)
+@pytest.mark.parametrize("prefers_bfloat16", [False, True])
+def test_auto_dtype_is_what_the_device_has(prefers_bfloat16, model_directory, monkeypatch):
+    monkeypatch.setattr(loading, "prefers_bfloat16", lambda device: prefers_bfloat16)
     model, _ = load_language_model(LanguageModelSettings(str(model_directory)), CPU)
-    assert model.dtype == (torch.bfloat16 if has_bfloat16 else torch.float32)
+    assert model.dtype == (torch.bfloat16 if prefers_bfloat16 else torch.float32)
     settings = LanguageModelSettings(str(model_directory), dtype="float16")
     assert load_language_model(settings, CPU)[0].dtype == torch.float16
 
