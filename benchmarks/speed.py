@@ -154,11 +154,11 @@ def measure_ranking(options: argparse.Namespace, _report: dict) -> dict[str, Any
     errors: dict[str, float] = {}
     rates: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     tokens, flops = [], []
+    n_prompts = options.prompts
     for name, method in methods.items():  # warms up: products of half precision are compiled
-        n_prompts = 4 * options.prompts if dtype_of(name) == "bfloat16" else 2
-        method(*bench.sample(n_prompts, seed=-1))
+        n_first = 4 * n_prompts if dtype_of(name) == "bfloat16" else 2
+        method(*bench.sample(n_first, seed=-1))
     for turn in tqdm(range(options.rounds), unit="round", ncols=100):
-        n_prompts = options.prompts
         histories, candidates = bench.sample(n_prompts, seed=turn)
         reference = None
         for name, method in methods.items():
@@ -182,7 +182,7 @@ def measure_ranking(options: argparse.Namespace, _report: dict) -> dict[str, Any
         "matrix_rates": rates,
         "tokens": statistics.mean(tokens),
         "flops": statistics.mean(flops),
-        "prompts": options.prompts,
+        "prompts": n_prompts,
     }
 
 

@@ -45,8 +45,8 @@ def _ranking(part: dict[str, Any]) -> list[str]:
         "## Ranking",
         "",
         f"{part['tokens']:.0f} tokens and {part['flops'] / 1e9:.0f} GFLOP a prompt, "
-        f"{part['prompts']} prompts a round. Large matrix products in the same run: float32 "
-        f"{rates['float32'] / 1e9:.0f} GFLOP/s, bfloat16 {rates['bfloat16'] / 1e9:.0f} GFLOP/s.",
+        f"{part['prompts']} prompts a round. Large matrix products in the same run: "
+        f"{_listed(rates)}.",
         "",
         "| | s a prompt | prompts/s | tokens/s | times the reference's speed | "
         "share of its precision's matrix rate | greatest difference of scores |",
@@ -74,8 +74,7 @@ def _tuning(part: dict[str, list[dict]]) -> list[str]:
         "## Tuning",
         "",
         "LoRA (r 16) on all linear layers. Large matrix products in the same processes: "
-        + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in medians.items())
-        + ".",
+        f"{_listed(medians)}.",
         "",
         "| | tokens a sample | s a sample | tokens/s | times the reference's tokens/s | "
         "share of its precision's matrix rate | outside forward and backward | peak memory, MB | "
@@ -97,6 +96,11 @@ def _tuning(part: dict[str, list[dict]]) -> list[str]:
             f"{memory:.2f} | {rounds[0]['loss']:.5f} |"
         )
     return lines
+
+
+def _listed(rates: dict[str, float]) -> str:
+    """Rates of matrix products by precision, for people."""
+    return ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in rates.items())
 
 
 def _tokens_a_second(run: dict[str, float]) -> float:

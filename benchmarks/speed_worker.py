@@ -32,10 +32,8 @@ def tuning(task: dict[str, Any]) -> dict[str, Any]:
     bench = Bench.of(task["dataset"], task["data"], task["llm"])
     tuned = Tuning(bench, task["method"])
     n_history = MOST_HISTORY if tuned.is_titles else N_HISTORY
-    tuned.learning_rate = 0.0
     n_first = 1 if tuned.is_reference else task["prompts"]
     tuned.step(*bench.sample(n_first, -1, n_history))  # compiles what shapes need
-    tuned.learning_rate = 1e-4
     rows = bench.sample(task["prompts"], task["seed"], n_history)
     tuned.elsewhere, start = 0.0, time.perf_counter()
     loss = tuned.step(*rows)
