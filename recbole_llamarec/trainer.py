@@ -198,7 +198,7 @@ class LlamaRecTrainer(Trainer):
         if verbose:
             self.logger.info(f"Stage 2 of 2: tuning the ranker in {len(loop.plan.batches)} steps")
         progress = loop.run(self._files.phases.get("tuning"), show_progress)
-        self.journal.ranker = progress.curve
+        self.journal.ranker, self.journal.tuning_seconds = progress.curve, progress.seconds
         if progress.best_score is not None:
             self.best_valid_score = progress.best_score
             self.best_valid_result = progress.best_result

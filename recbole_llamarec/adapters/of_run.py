@@ -32,7 +32,6 @@ def card_of_run(scorer: Any, journal: Any, config: Any) -> AdapterCard:
     start = None
     if settings.lora_adapter not in (None, AUTO):
         start = read_card(Path(settings.lora_adapter))
-    seconds = journal.seconds.get("tuning the ranker", 0.0)
     samples = len(journal.ranker.losses) * config["train_batch_size"]
     return AdapterCard(
         dataset=dataset.dataset_name,
@@ -41,7 +40,7 @@ def card_of_run(scorer: Any, journal: Any, config: Any) -> AdapterCard:
         prompts=prompt_settings(settings),
         samples=samples + (start.samples if start else 0),
         seed=config["seed"],
-        hours=round(seconds / 3600 + (start.hours if start else 0), 3),
+        hours=round(journal.tuning_seconds / 3600 + (start.hours if start else 0), 3),
         command=" ".join(["python", *map(_without_folder, sys.argv)]),
         curve={str(step): score for step, score in journal.ranker.scores.items()},
         validation=journal.validation,

@@ -7,6 +7,7 @@ goes on from a saved step ends with the same weights as one that was never inter
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ class TuningProgress:
         not_improved: validations since the best one.
         losses: of the steps since the last validation, in nats.
         curve: of all steps and validations.
+        seconds: wall time of both, that of an interrupted run included.
     """
 
     step: int = 0
@@ -62,6 +64,7 @@ class TuningProgress:
     not_improved: int = 0
     losses: list[float] = field(default_factory=list)
     curve: TrainingCurve = field(default_factory=TrainingCurve)
+    seconds: float = 0.0
 
     def state(self, adapter: Weights, **others: dict[str, Any]) -> dict[str, Any]:
         """Tensors and plain values for a file, with the present adapter and others' states."""
@@ -129,6 +132,7 @@ class TuningLoop:
         ) as bar:
             if not batches and not progress.is_complete:
                 progress.awaits_validation = self.plan.validates_at(0)
+            begin = time.perf_counter() - progress.seconds
             while not progress.is_complete:
                 if progress.awaits_validation:
                     self._validate(progress)
@@ -136,6 +140,7 @@ class TuningLoop:
                     self._step(progress, bar)
                 else:
                     progress.is_complete = True
+                progress.seconds = time.perf_counter() - begin
         if progress.best_adapter is not None:
             self.adapter.load_adapter_weights(progress.best_adapter)
         self._save(progress)

@@ -172,6 +172,15 @@ def test_a_complete_state_gives_the_best_adapter_without_a_step(tiny_llama):
     assert_same_adapter(again.scorer.adapter_weights(), whole.scorer.adapter_weights())
 
 
+def test_the_time_of_an_interrupted_run_counts(tiny_llama):
+    stopped = Tuning(tiny_llama, due={1, 2, 3}, stop_at=4)
+    with pytest.raises(Stopped):
+        stopped.run()
+    assert 0 < stopped.states[-1]["seconds"] < 60
+    progress = Tuning(tiny_llama).run(stopped.states[-1] | {"seconds": 3600.0})
+    assert 3600 < progress.seconds < 3660
+
+
 def test_the_state_is_saved_at_each_validation_at_the_end_and_where_it_is_due(tiny_llama):
     tuning = Tuning(tiny_llama, due={1, 3})
     tuning.run()
