@@ -200,6 +200,16 @@ ELSEWHERE = {
     "--config_files=properties/readout.yaml": (
         "it needs the data set: tests/adapters/test_shipped.py finds the adapter"
     ),
+    "python run_recbole.py --model=LlamaRec --dataset=ml-100k "
+    '--config_files=properties/readout.yaml --item_text_format="{movie_title}"': (
+        "it takes minutes: tests/adapters/test_shipped.py finds the adapter"
+    ),
+    "python benchmarks/adapters.py ml-100k": (
+        "it takes two hours: tests/benchmarks/test_adapters.py, in small"
+    ),
+    "python benchmarks/matched.py --checkpoint saved/LlamaRec-….pth": (
+        "it takes minutes: tests/benchmarks/test_matched.py, in small"
+    ),
     "python benchmarks/adapters.py amazon-beauty --data dataset": (
         "it takes an hour: tests/benchmarks/test_adapters.py, in small"
     ),
