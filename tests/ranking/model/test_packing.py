@@ -133,7 +133,8 @@ def test_packing_and_contexts_of_the_embedded_model_are_recognised_in_few_bits(k
     model, _ = load_language_model(settings, torch.device("cpu"))
     assert isinstance(forward_for(model, "sdpa", torch.device("cpu")), PrefixCache)
     assert isinstance(forward_for(model, "packed", torch.device("cpu")), Packed)
-    assert not caplog.records  # bitsandbytes has something to say of each product
+    told = {record.name for record in caplog.records}  # bitsandbytes would, of each product
+    assert not any(name.startswith("bitsandbytes") for name in told)
 
 
 @pytest.mark.parametrize("config", ["mamba", "own attention"])
