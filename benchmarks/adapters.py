@@ -39,19 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     recipes = yaml.safe_load(RECIPES.read_text(encoding="utf-8"))
-    parser.add_argument("dataset", choices=recipes)
+    parser.add_argument("recipe", choices=recipes, help="a data set's name, or of a second adapter")
     parser.add_argument("--data", help="RecBole's data_path; its own data set if left out")
     parser.add_argument("--retriever", help="a checkpoint, in place of training it")
     parser.add_argument("--work", default="saved/adapters", help="folder of the run's files")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="folder of the adapters")
     options = parser.parse_args(arguments)
-    recipe = recipes[options.dataset]
+    recipe = recipes[options.recipe]
     settings = {"lora_adapter": None, "show_progress": False, "checkpoint_dir": options.work}
     settings |= {"retriever_checkpoint": options.retriever, **recipe}
     if options.data:
         settings["data_path"] = options.data
     properties = ROOT / "properties" / settings.pop("properties")
-    ship(train(options.dataset, properties, settings), options.out / options.dataset)
+    dataset = settings.pop("dataset", options.recipe)
+    ship(train(dataset, properties, settings), options.out / options.recipe)
 
 
 def train(dataset: str, properties: Path, settings: Mapping[str, Any]) -> Path:

@@ -24,7 +24,8 @@ from recbole_llamarec.settings import LlamaRecSettings
 
 MOST_BYTES = 10_000_000
 NAMES = sorted(folder.name for folder in adapter_folders() if folder.parent == SHIPPED)
-PROPERTIES = SHIPPED.parents[1] / "properties" / "readout.yaml"
+PROPERTIES = SHIPPED.parents[1] / "properties"
+PROPERTIES_OF = {"readout": "readout.yaml", "verbalizer": "small-model-retrieved.yaml"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -34,7 +35,12 @@ def test_an_adapter_is_small_whole_and_says_what_it_is(name):
     weights = load_file(folder / WEIGHTS_FILE)
     assert {own.dtype for own in weights.values()} == {torch.bfloat16}
     assert sum(file.stat().st_size for file in folder.iterdir()) <= MOST_BYTES
-    assert card.dataset == name and card.samples > 0 and card.hours > 0 and card.command
+    assert (
+        name.removesuffix("-letters") == card.dataset
+        and card.samples > 0
+        and card.hours > 0
+        and card.command
+    )
     assert card.curve and card.validation
     assert card.training_part in (folder / "README.md").read_text()
 
@@ -43,12 +49,12 @@ def test_an_adapter_is_small_whole_and_says_what_it_is(name):
 def test_an_adapter_is_found_by_the_run_that_its_page_names(name, paper_data, workdir):
     card = read_card(SHIPPED / name)
     settings = {"item_text_format": card.prompts["item_text_format"]}
-    if name != "ml-100k":  # which RecBole has
+    if card.dataset != "ml-100k":  # which RecBole has
         settings["data_path"] = str(paper_data)
     config = Config(
         model="LlamaRec",
-        dataset=name,
-        config_file_list=[str(PROPERTIES)],
+        dataset=card.dataset,
+        config_file_list=[str(PROPERTIES / PROPERTIES_OF[card.prompts["ranking_method"]])],
         config_dict=settings,
     )
     train, *_ = data_preparation(config, create_dataset(config))
