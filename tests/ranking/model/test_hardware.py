@@ -14,6 +14,9 @@ from recbole_llamarec.ranking.model.hardware import (
 )
 
 CPU = torch.device("cpu")
+NO_BFLOAT16 = "has no instructions for it (avx512_bf16 or amx_bf16), and multiplies it many times"
+NO_FLOAT16 = "has no instructions for it (avx512_fp16 or amx_fp16), and multiplies it many times"
+SLOW = "multiplies it more slowly than float32"
 
 
 @pytest.mark.parametrize(
@@ -75,10 +78,10 @@ def test_the_trial_takes_less_than_a_second():
 @pytest.mark.parametrize(
     ("dtype", "features", "is_faster", "warned"),
     [
-        (torch.bfloat16, {"avx2": True}, True, "has no instructions for it (avx512_bf16 or"),
-        (torch.float16, {"avx2": True}, True, "has no instructions for it (avx512_fp16 or"),
-        (torch.bfloat16, {"avx512_bf16": True}, False, "multiplies it more slowly than float32"),
-        (torch.float16, {"avx512_fp16": True}, False, "multiplies it more slowly than float32"),
+        (torch.bfloat16, {"avx2": True}, True, NO_BFLOAT16),
+        (torch.float16, {"avx2": True}, True, NO_FLOAT16),
+        (torch.bfloat16, {"avx512_bf16": True}, False, SLOW),
+        (torch.float16, {"avx512_fp16": True}, False, SLOW),
         (torch.bfloat16, {"amx_bf16": True}, True, None),
         (torch.float16, {"avx512_fp16": True}, True, None),
         (torch.float32, {"avx2": True}, True, None),

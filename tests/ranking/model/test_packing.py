@@ -133,8 +133,8 @@ def test_packing_and_contexts_of_the_embedded_model_are_recognised_in_few_bits(k
     model, _ = load_language_model(settings, torch.device("cpu"))
     assert isinstance(forward_for(model, "sdpa", torch.device("cpu")), PrefixCache)
     assert isinstance(forward_for(model, "packed", torch.device("cpu")), Packed)
-    told = {record.name for record in caplog.records}  # bitsandbytes would, of each product
-    assert not any(name.startswith("bitsandbytes") for name in told)
+    # bitsandbytes has something to say of each product; a processor may be slow in bfloat16
+    assert not [told for told in caplog.messages if not told.startswith("llm_dtype: bfloat16: ")]
 
 
 @pytest.mark.parametrize("config", ["mamba", "own attention"])
