@@ -2,7 +2,8 @@
 
     python benchmarks/adapters.py amazon-beauty --data dataset
 
-How stands in adapters.yaml. A run that was stopped goes on: give the same command. The test set is
+How stands in adapters.yaml; one that starts from another recipe's adapter finds it in the same
+folder. A run that was stopped goes on: give the same command. The test set is
 not read. The adapter is written in bfloat16, with its card, into a folder that ``lora_adapter:
 auto`` finds.
 """
@@ -45,13 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", default="saved/adapters", help="folder of the run's files")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="folder of the adapters")
     options = parser.parse_args(arguments)
-    recipe = recipes[options.recipe]
-    settings = {"lora_adapter": None, "show_progress": False, "checkpoint_dir": options.work}
-    settings |= {"retriever_checkpoint": options.retriever, **recipe}
+    recipe = dict(recipes[options.recipe])
+    dataset = recipe.pop("dataset", options.recipe)
+    properties = ROOT / "properties" / recipe.pop("properties")
+    start = recipe.pop("starts_from", None)
+    settings = {
+        "lora_adapter": start and str(options.out / start),
+        "show_progress": False,
+        "checkpoint_dir": options.work,
+        "retriever_checkpoint": options.retriever,
+        **recipe,
+    }
     if options.data:
         settings["data_path"] = options.data
-    properties = ROOT / "properties" / settings.pop("properties")
-    dataset = settings.pop("dataset", options.recipe)
     ship(train(dataset, properties, settings), options.out / options.recipe)
 
 

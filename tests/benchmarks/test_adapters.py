@@ -24,11 +24,14 @@ def settings(workdir, tiny_llama, monkeypatch) -> dict:
     """Of a run, which ``adapters.py`` reads from a recipe but for the data."""
     own = tiny_settings(workdir, tiny_llama) | {"rerank_fusion": "auto"}
     own |= {"ranking_method": "readout", "lora_layers": [0, 1], "lora_r": 4}
+    own["properties"] = "readout.yaml"
     left_out = {key: own.pop(key) for key in ("data_path", "model", "dataset", "checkpoint_dir")}
     file = workdir / "recipes.yaml"
-    file.write_text(yaml.safe_dump({"tiny": {"properties": "readout.yaml", **own}}))
+    letters = own | {"properties": "small-model-retrieved.yaml", "ranking_method": "verbalizer"}
+    letters |= {"dataset": "tiny", "starts_from": "tiny"}
+    file.write_text(yaml.safe_dump({"tiny": own, "tiny-letters": letters}))
     monkeypatch.setattr(adapters, "RECIPES", file)
-    return own | left_out
+    return left_out | {key: value for key, value in own.items() if key != "properties"}
 
 
 def test_a_stopped_run_goes_on_and_its_adapter_is_found(settings, monkeypatch):
@@ -59,3 +62,13 @@ def test_a_stopped_run_goes_on_and_its_adapter_is_found(settings, monkeypatch):
     part, *_ = data_preparation(config, create_dataset(config))
     run = LlamaRecSettings.from_config(config)
     assert find_adapter(run, part.dataset, settings["llm_name_or_path"]) == shipped
+
+
+def test_a_second_recipe_starts_from_the_adapter_of_the_first(settings):
+    options = [f"--data={settings['data_path']}", "--out=shipped"]
+    adapters.main(["tiny", *options])
+    adapters.main(["tiny-letters", *options])
+
+    first, second = (read_card(Path("shipped") / name) for name in ("tiny", "tiny-letters"))
+    assert (first.samples, second.samples) == (16, 32)
+    assert second.dataset == "tiny" and second.prompts["ranking_method"] == "verbalizer"
