@@ -153,7 +153,9 @@ def test_a_prompt_that_the_model_cannot_hold(tiny_run, method):
     assert_stops(tiny_run, *words, ranking_method=method, prompt_max_tokens=5)
     if method == "verbalizer":
         long = "one and two " * 1000
-        assert_stops(tiny_run, "prompt_instruction", "is 2047", prompt_instruction=long)
+        text = "{instruction} {history} {candidates} ("
+        words = ("prompt_instruction", "is 2047")
+        assert_stops(tiny_run, *words, prompt_text=text, prompt_instruction=long)
 
 
 def test_a_retriever_that_cannot_be_built_as_its_keys_say(tiny_run):

@@ -113,7 +113,7 @@ _TEXT = """---
 # LlamaRec for {dataset}
 
 {what}, of {base}.
-It ranks a retriever's candidates for a user's history, each behind an index letter, in one forward
+It ranks a retriever's candidates for a user's history, each with an index letter, in one forward
 pass (LlamaRec, arXiv 2311.02089).
 {quantised}
 ## Use

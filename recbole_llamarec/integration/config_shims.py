@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,11 +21,13 @@ def convert_config_dict(self, config_dict):
     """RecBole's reading of texts from the command line and the config dict as Python.
 
     RecBole lets some errors of the text's own code through: that of ``1/0``, of ``re.x``, of
-    U+0000. Such a text stays a text, as one does whose code is none.
+    U+0000. Such a text stays a text, as one does whose code is none. What Python warns of in its
+    code (``{title} ({label})`` calls a set) is nobody's mistake.
     """
     for key, value in list(config_dict.items()):
         try:
-            config_dict.update(_recbole_convert_config_dict(self, {key: value}))
+            with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
+                config_dict.update(_recbole_convert_config_dict(self, {key: value}))
         except (Exception, SystemExit):  # whatever the text says
             config_dict[key] = value
     return config_dict

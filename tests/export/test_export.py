@@ -115,7 +115,7 @@ def with_other_description(change):
             "Example 1 differs by up to",
         ),
         (
-            with_other_description(lambda a: a["prompt"].update(history_item="{title}")),
+            with_other_description(lambda a: a["prompt"].update(history_item="({number}) {title}")),
             "Example 2 differs by up to",
         ),
         (
@@ -330,7 +330,7 @@ def test_prompts_are_those_of_the_evaluation(trained, recommender, test_rows, tm
         text = recommender.prompt(history, line["candidates"])
         assert line["prompt_token_ids"] == tokenizer(text).input_ids
         labels = [tokenizer.decode([token]) for token in line["label_token_ids"]]
-        assert labels == [f" {letter}" for letter in "ABCDEFGH"]
+        assert labels == list("ABCDEFGH")
         assert line["retriever"] == sorted(line["retriever"], reverse=True)
         assert sum(map(math.exp, line["retriever"])) == pytest.approx(1, abs=1e-4)
     with pytest.raises(SystemExit, match="--prompts: .* is there already"):

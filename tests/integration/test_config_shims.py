@@ -22,6 +22,13 @@ def test_a_text_whose_code_fails_stays_a_text(workdir, text):
     assert config["my_note"] == text
 
 
+def test_a_wording_that_looks_like_code_is_read_without_a_warning(workdir, recwarn):
+    sys.argv[1:] = ["--prompt_candidate_item={title} ({label})"]
+    config = Config(model="LlamaRec", dataset="tiny", config_dict={"my_note": "{title} [{label}]"})
+    assert config["prompt_candidate_item"] == "{title} ({label})"
+    assert not [own for own in recwarn if own.category is SyntaxWarning]
+
+
 def test_texts_are_evaluated_as_recbole_does(workdir):
     sys.argv[1:] = ["--topk=[5,10]", "--epochs=3", "--learner=adam", "--show_progress=false"]
     config = Config(model="LlamaRec", dataset="tiny", config_dict={"seed": "7"})

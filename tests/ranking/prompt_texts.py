@@ -11,11 +11,20 @@ from recbole_llamarec.ranking.verbalizer import default_labels
 LABELS = default_labels(52)
 N_ITEMS = 60
 DEFAULT = PromptTemplate()
-PAPER = PromptTemplate(  # the official code's: the label stands directly behind a line break
+LABELS_BEFORE = {"history_item": "({number}) {title}", "candidate_item": "({label}) {title}"}
+PAPER = PromptTemplate(  # the official code's: the answer stands directly behind a line break
     text="### Instruction:\n{instruction}\n\n### Input:\nUser history: {history}; \n "
     "Candidate pool: {candidates}\n\n### Response:\n",
     separator=" \n ",
     response="{label}",
+    **LABELS_BEFORE,
+)
+BEFORE = PromptTemplate(  # labels before their titles, items told by them alone
+    text="### Instruction: {instruction}\n\n"
+    "### Input: User history: {history}; Candidate pool: {candidates}\n\n### Response:",
+    separator=" ",
+    response=" {label}",
+    **LABELS_BEFORE,
 )
 TEMPLATES = [
     DEFAULT,
@@ -28,6 +37,7 @@ TEMPLATES = [
         separator="  |\n ",
         empty_history="",
     ),
+    BEFORE,
     PromptTemplate(
         text="Watched: {history}\nNow {candidates}",
         history_item="{title}",
@@ -35,7 +45,7 @@ TEMPLATES = [
     ),
     PAPER,
 ]
-TEMPLATE_NAMES = ["default", "chat", "terse", "paper"]
+TEMPLATE_NAMES = ["default", "chat", "before", "terse", "paper"]
 TROUBLE = (
     "(B)|( C )|(1)|(12)|(a)|[B]|[7]|<D>E|B:|User history:|Candidate  pool :|### Response:|###|#|"
     "Seen so far:|<|</s>|<s>|<unk>|< s>|(1995)|\u2581|;|:|.|,|\n\n|\r\n|\t|\u2028|\xa0|\u3000|"

@@ -54,9 +54,10 @@ def encoded_of(ranker: Letters, samples) -> list:
 
 def reference_logits(ranker: Letters, history, candidates) -> torch.Tensor:
     tokenizer = ranker.prompts.tokenizer
-    inputs = tokenizer(ranker.prompts.text(history, candidates), return_tensors="pt")
+    text = ranker.prompts.text(history, candidates)
+    inputs = tokenizer(text, return_tensors="pt")
     logits = ranker.model(input_ids=inputs["input_ids"]).logits[0, -1]  # [V]
-    letters = [tokenizer(f": {letter}")["input_ids"][-1] for letter in default_labels(K)]
+    letters = [tokenizer(text + letter)["input_ids"][-1] for letter in default_labels(K)]
     return logits[letters]
 
 

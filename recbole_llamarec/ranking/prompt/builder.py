@@ -1,4 +1,4 @@
-"""The ranking prompt: history and candidates as titles, each candidate behind an index letter.
+"""The ranking prompt: history and candidates as titles, each candidate with an index letter.
 
 The prompt follows LlamaRec (Yue et al. 2023, arXiv 2311.02089, section 3.3 and its prompt
 template). Titles are tokenised once; a prompt is put together from lists of token ids, and these

@@ -1,6 +1,8 @@
 """The wording of the ranking prompt, and where its text may be cut for tokenising.
 
-The default wording is LlamaRec's (Yue et al. 2023, arXiv 2311.02089, section 3.3).
+The prompt is LlamaRec's (Yue et al. 2023, arXiv 2311.02089, section 3.3), in few words, and with
+each candidate's label behind its title, where a small model learns sooner to find it
+(docs/tuning.md). properties/paper.yaml has the paper's wording.
 """
 
 from collections.abc import Sequence
@@ -24,29 +26,28 @@ class PromptTemplate:
     """The wording of a prompt; each field is the YAML key of the same name behind ``prompt_``.
 
     Raises:
-        ValueError: A field is no text, has wrong placeholders, or its titles could not be
-            tokenised apart from the rest; all faults of a kind are named together, each with its
-            key.
+        ValueError: A field is no text, has wrong placeholders, is not shown, or its titles could
+            not be tokenised apart from the rest; all faults of a kind are named together, each
+            with its key.
     """
 
     instruction: str = key(
         "Given user history in chronological order, recommend an item from the candidate pool "
         "with its index letter.",
         WORDING,
-        "What the model is asked to do.",
+        "What the model is asked to do, where prompt_text shows it.",
     )
     text: str = key(
-        "### Instruction: {instruction}\n\n"
-        "### Input: User history: {history}; Candidate pool: {candidates}\n\n"
-        "### Response:",
+        "History: {history}\nCandidates: {candidates}\nNext: (",
         WORDING,
-        "The whole prompt, with its three parts in braces.",
+        "The whole prompt, with {history}, {candidates} and, where it is to stand, {instruction}. "
+        "The default is a short one, for small models; properties/paper.yaml has the paper's.",
     )
-    history_item: str = key("({number}) {title}", WORDING, "One item of the history.")
-    candidate_item: str = key("({label}) {title}", WORDING, "One candidate.")
-    separator: str = key(" ", WORDING, "Between items; begins with a space.")
+    history_item: str = key("{title}", WORDING, "One item of the history.")
+    candidate_item: str = key("{title} ({label})", WORDING, "One candidate.")
+    separator: str = key(" |", WORDING, "Between items; begins with a space.")
     empty_history: str = key("none", WORDING, "In the place of a history without items.")
-    response: str = key(" {label}", WORDING, "What follows the prompt; one token.")
+    response: str = key("{label}", WORDING, "What follows the prompt; one token.")
 
     def __post_init__(self) -> None:
         check_fields(self, "prompt_")
@@ -55,6 +56,11 @@ class PromptTemplate:
             for field, (required, optional) in PLACEHOLDERS.items()
             if (error := placeholder_error(field, getattr(self, field), required, optional))
         ]
+        if self.instruction != type(self).instruction and "{instruction}" not in str(self.text):
+            errors.append(
+                f"prompt_instruction is {self.instruction!r}, but prompt_text does not show it: "
+                "put {instruction} where it is to stand."
+            )
         errors = errors or self._layout_errors()
         if errors:
             raise ValueError("\n".join(errors))

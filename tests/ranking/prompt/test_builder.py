@@ -8,7 +8,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from prompt_texts import (
-    DEFAULT,
+    BEFORE,
     LABELS,
     N_ITEMS,
     PAPER,
@@ -37,15 +37,13 @@ def test_encode_is_the_tokenization_of_the_text(tokenizer, template, titles, sho
 def test_default_prompt_reads_as_documented(gpt2_style):
     builder = PromptBuilder(gpt2_style, ["[PAD]", "Heat", "Alien (1979)", "Fargo"], LABELS)
     assert builder.text([1, 2], [3, 1]) == (
-        "### Instruction: Given user history in chronological order, recommend an item from the "
-        "candidate pool with its index letter.\n\n### Input: User history: (1) Heat (2) Alien "
-        "(1979); Candidate pool: (A) Fargo (B) Heat\n\n### Response:"
+        "History: Heat |Alien (1979)\nCandidates: Fargo (A) |Heat (B)\nNext: ("
     )
-    assert "User history: none; Candidate pool: (A) Heat (B)" in builder.text([], [1, 2])
+    assert builder.text([], [1, 2]).startswith("History: none\nCandidates: Heat (A) |")
 
 
 def test_history_keeps_the_most_recent_and_numbers_from_one(tokenizer):
-    builder = PromptBuilder(tokenizer, catalogue([]), LABELS, max_history=3)
+    builder = PromptBuilder(tokenizer, catalogue([]), LABELS, BEFORE, max_history=3)
     text = builder.text([1, 2, 3, 4, 5], [6, 7])
     assert "history: (1) Film 3 (1953) (2) Film 4 (1954) (3) Film 5 (1955); " in text
     assert (
@@ -104,7 +102,7 @@ def test_title_of_ten_thousand_characters_is_quick(tokenizer):
 
 def test_empty_titles_are_shown_as_unknown(tokenizer):
     builder = PromptBuilder(tokenizer, ["", "", " \n", "Heat"], LABELS)
-    assert f"(A) {UNTITLED} (B) Heat" in builder.text([1], [2, 3])
+    assert f"Candidates: {UNTITLED} (A) |Heat (B)" in builder.text([1], [2, 3])
 
 
 def test_wrong_items_are_refused(gpt2_style):
@@ -132,12 +130,12 @@ def test_tokenizer_that_appends_a_token_is_refused(llama_folder):
 
 def test_tokenizer_that_joins_words_is_warned_about_once(caplog):
     backend = tokenizers.Tokenizer(models.BPE())  # no pre-tokeniser: merges cross spaces
-    lines = [" ".join(catalogue([])) + DEFAULT.text + DEFAULT.instruction + "(A) (B)"]
+    lines = [" ".join(catalogue([])) + BEFORE.text + BEFORE.instruction + "(A) (B)"]
     trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False)
     backend.train_from_iterator(lines, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     with caplog.at_level(logging.WARNING):
-        builder = PromptBuilder(tokenizer, catalogue([]), LABELS)
+        builder = PromptBuilder(tokenizer, catalogue([]), LABELS, BEFORE)
     assert len(caplog.records) == 1 and "8 of 8 prompts" in caplog.text
     spelt = "".join(tokenizer.convert_ids_to_tokens(builder.encode([1, 2], [3, 4])))
     assert spelt == builder.text([1, 2], [3, 4])

@@ -22,6 +22,7 @@ from recbole_llamarec.ranking.prompt.template import PromptTemplate
         ("response", "{}", "prompt_response is '{}': it has the unknown placeholder {}"),
         ("separator", "\n", "prompt_separator is '\\n': it must begin with a space"),
         ("instruction", "a\0b", "U+0000"),
+        ("instruction", "Pick.", "prompt_instruction is 'Pick.', but prompt_text does not show it"),
     ],
 )
 def test_wrong_templates_name_their_key(field, value, message):
@@ -45,5 +46,5 @@ def test_what_is_no_text_is_refused(value):
 def test_every_field_is_a_key_with_a_help():
     keys = {key.name: key for key in keys_of(PromptTemplate, "prompt_")}
     assert list(keys) == [f"prompt_{name}" for name in vars(PromptTemplate())]
-    assert keys["prompt_separator"].default == " "
+    assert keys["prompt_separator"].default == " |"
     assert all(key.help.endswith(".") and key.rule.accepts(key.default) for key in keys.values())

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 from hypothesis import given, settings
-from prompt_texts import DEFAULT, LABELS, TEMPLATE_NAMES, TEMPLATES, TITLE
+from prompt_texts import BEFORE, LABELS, TEMPLATE_NAMES, TEMPLATES, TITLE
 
 from recbole_llamarec.ranking.prompt.characters import shape, without_unseen
 from recbole_llamarec.ranking.prompt.template import PromptTemplate
@@ -35,7 +35,7 @@ def test_clean_title_is_idempotent_and_leaves_no_structure(llama, gpt2_style, te
     assert not any(token in cleaned for token in special)
     assert without_unseen(cleaned) == cleaned
     assert not any(bad in cleaned for bad in ("##", "▁", "\n", "\x00", "\x85", "\ud800", "\udfff"))
-    if template is DEFAULT:
+    if template is BEFORE:
         for heading in ("user history", "candidate pool", "response", "instruction", "input"):
             assert not re.search(f"{heading} ?:", shape(cleaned).lower())
         squeezed = shape(cleaned).replace("( ", "(").replace(" )", ")")
@@ -68,7 +68,7 @@ def test_clean_title_is_idempotent_and_leaves_no_structure(llama, gpt2_style, te
     ],
 )
 def test_clean_title_examples(title, cleaned):
-    assert clean_title(title, rules_for(DEFAULT, ["<|im_end|>", "<s>"])) == cleaned
+    assert clean_title(title, rules_for(BEFORE, ["<|im_end|>", "<s>"])) == cleaned
 
 
 def test_markers_follow_the_template():
@@ -93,7 +93,7 @@ def test_markers_follow_the_template():
     ],
 )
 def test_what_stands_between_titles_stands_in_none(separator, title, cleaned):
-    rules = TitleRules.build(DEFAULT.text, "", "", (), 0, separator=separator)
+    rules = TitleRules.build(BEFORE.text, "", "", (), 0, separator=separator)
     assert clean_title(title, rules) == cleaned
 
 
@@ -133,9 +133,9 @@ def test_ten_thousand_hostile_titles_hold_no_structure():
         "x",
     ]
     rules = TitleRules.build(
-        DEFAULT.text,
-        DEFAULT.history_item,
-        DEFAULT.candidate_item,
+        BEFORE.text,
+        BEFORE.history_item,
+        BEFORE.candidate_item,
         LABELS,
         20,
         ["</s>"],

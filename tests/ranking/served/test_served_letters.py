@@ -77,7 +77,7 @@ def test_a_server_scores_as_the_model_does_here(tiny_llama, local, tokenizer, ma
 def test_missing_labels_are_named_and_not_made_up(tiny_llama, tokenizer):
     with serving(TinyModel(tiny_llama, "openai")) as server:
         ranker = served(server, tokenizer)
-        with pytest.raises(MissingLabelsError, match=r"lacks the labels ' [A-G]' \(\d+\)") as error:
+        with pytest.raises(MissingLabelsError, match=r"lacks the labels '[A-G]' \(\d+\)") as error:
             rank(ranker)
     assert error.value.row in range(6)
     assert str(error.value).startswith(f"Row {error.value.row}: ")
