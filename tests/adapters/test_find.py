@@ -14,7 +14,12 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import load_data_and_model
 
-from recbole_llamarec.adapters.card import AdapterCard, read_card, training_part_digest
+from recbole_llamarec.adapters.card import (
+    AdapterCard,
+    differing,
+    read_card,
+    training_part_digest,
+)
 from recbole_llamarec.adapters.find import adapter_folders, check_adapter, find_adapter
 from recbole_llamarec.settings import LlamaRecSettings
 from recbole_llamarec.trainer import LlamaRecTrainer
@@ -82,6 +87,21 @@ def test_the_adapter_of_the_same_training_part_model_and_prompts_is_found(traine
 def test_an_adapter_of_anything_else_is_not_taken(trained, kept, changes):
     model = changes.pop("model", "")
     assert found(trained.settings, model, **changes) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "text", "differs"),
+    [
+        ("prompt_response", "readout", "{history} {candidates}", False),
+        ("prompt_response", "verbalizer", "{history} {candidates}", True),
+        ("prompt_instruction", "verbalizer", "{history} {candidates}", False),
+        ("prompt_instruction", "verbalizer", "{instruction} {history} {candidates}", True),
+    ],
+)
+def test_a_setting_that_no_prompt_shows_makes_no_difference(name, method, text, differs):
+    prompts = {"ranking_method": method, "prompt_text": text, name: "one"}
+    expected = [f"{name} is 'two', the adapter's 'one'"] if differs else []
+    assert differing(prompts, {**prompts, name: "two"}) == expected
 
 
 def test_an_adapter_that_is_found_ranks_without_being_tuned_again(trained, kept, workdir):

@@ -35,12 +35,8 @@ def test_an_adapter_is_small_whole_and_says_what_it_is(name):
     weights = load_file(folder / WEIGHTS_FILE)
     assert {own.dtype for own in weights.values()} == {torch.bfloat16}
     assert sum(file.stat().st_size for file in folder.iterdir()) <= MOST_BYTES
-    assert (
-        name.removesuffix("-letters") == card.dataset
-        and card.samples > 0
-        and card.hours > 0
-        and card.command
-    )
+    assert name == card.dataset or name.startswith(f"{card.dataset}-")
+    assert card.samples > 0 and card.hours > 0 and card.command
     assert card.curve and card.validation
     assert card.training_part in (folder / "README.md").read_text()
 
@@ -48,13 +44,16 @@ def test_an_adapter_is_small_whole_and_says_what_it_is(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_adapter_is_found_by_the_run_that_its_page_names(name, paper_data, workdir):
     card = read_card(SHIPPED / name)
-    settings = {"item_text_format": card.prompts["item_text_format"]}
+    files, settings = [], {}
+    if not name.endswith("-default"):  # of the run that sets nothing
+        files.append(str(PROPERTIES / PROPERTIES_OF[card.prompts["ranking_method"]]))
+        settings["item_text_format"] = card.prompts["item_text_format"]
     if card.dataset != "ml-100k":  # which RecBole has
         settings["data_path"] = str(paper_data)
     config = Config(
         model="LlamaRec",
         dataset=card.dataset,
-        config_file_list=[str(PROPERTIES / PROPERTIES_OF[card.prompts["ranking_method"]])],
+        config_file_list=files,
         config_dict=settings,
     )
     train, *_ = data_preparation(config, create_dataset(config))
