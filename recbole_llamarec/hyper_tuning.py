@@ -123,6 +123,9 @@ def with_trained_retriever(settings: Mapping[str, Any], keys: Iterable[str]) -> 
 def trial(params: Mapping[str, Any], config_file_list=None, *, settings: Mapping[str, Any]) -> dict:
     """One trial, as RecBole's ``objective_function`` runs it.
 
+    It tunes an adapter of its own, unless ``lora_adapter`` is given: one that is found fits some
+    trials alone, and makes those of training keys equal.
+
     Args:
         params: values of what is tuned.
         config_file_list: property files, as HyperTuning hands them on.
@@ -132,7 +135,7 @@ def trial(params: Mapping[str, Any], config_file_list=None, *, settings: Mapping
         what ``objective_function`` returns: ``best_valid_score``, ``test_result`` and others.
     """
     with no_command_line():
-        return objective_function({**settings, **params}, config_file_list)
+        return objective_function({"lora_adapter": None, **settings, **params}, config_file_list)
 
 
 def tune_with_hyperopt(

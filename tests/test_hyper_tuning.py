@@ -70,6 +70,13 @@ def test_a_shared_retriever_changes_no_trial(tiny_run, trained_files):
     assert alone["best_valid_score"] == with_shared["best_valid_score"]
 
 
+@pytest.mark.parametrize(("given", "expected"), [({}, None), ({"lora_adapter": "mine"}, "mine")])
+def test_a_trial_tunes_unless_an_adapter_is_given(monkeypatch, given, expected):
+    settings = {"model": "LlamaRec", **given}
+    monkeypatch.setattr("recbole_llamarec.hyper_tuning.objective_function", lambda own, _: own)
+    assert trial({"lora_r": 4}, settings=settings)["lora_adapter"] == expected
+
+
 def test_what_the_retriever_depends_on_has_trials_train_their_own(tiny_run, trained_files, caplog):
     for key in ("retriever", "seed", "MAX_ITEM_LIST_LENGTH", "rerank_mask_seen", "valid_metric"):
         assert not shares_retriever(["lora_r", key]), key

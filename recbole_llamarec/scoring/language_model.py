@@ -113,7 +113,9 @@ class LanguageModel:
             self.card = None if directory is None else read_card(directory)
             logger.info(
                 "lora_adapter: auto: %s",
-                directory or "no adapter has been trained on this training part; a new one",
+                f"{directory}, which is not tuned again; ~ tunes a new one"
+                if directory
+                else "no adapter has been trained on this training part; a new one",
             )
         if directory is None:
             return add_adapter(base, settings.lora, self.parts.seed)
