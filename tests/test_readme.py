@@ -208,7 +208,17 @@ ELSEWHERE = {
     '--config_files=properties/small-model-retrieved.yaml --item_text_format="{movie_title}"': (
         "it takes minutes: tests/adapters/test_shipped.py finds the adapter"
     ),
+    "python run_recbole.py --model=LlamaRec --dataset=ml-latest-small "
+    '--config_files=properties/readout.yaml --item_text_format="{movie_title}"': (
+        "it needs the data set: tests/adapters/test_shipped.py finds the adapter"
+    ),
+    "python benchmarks/adapters.py ml-latest-small --data dataset": (
+        "it takes an hour: tests/benchmarks/test_adapters.py, in small"
+    ),
     "python benchmarks/adapters.py ml-100k-letters": (
+        "it takes half an hour: tests/benchmarks/test_adapters.py, in small"
+    ),
+    "python benchmarks/adapters.py ml-100k-default": (
         "it takes half an hour: tests/benchmarks/test_adapters.py, in small"
     ),
     "python benchmarks/adapters.py ml-100k": (
