@@ -32,6 +32,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that is not installed
 
 from generation import Generating
+from generation.generating import WORDING
 
 from recbole_llamarec.ranking.letters import Letters
 from recbole_llamarec.ranking.model.batching import TokenBudget
@@ -114,6 +115,7 @@ def build_rankers(model, tokenizer, forward, length: int, seed: int) -> Rankers:
     titles = ["", *made_up_titles(tokenizer, length, N_ITEMS, random.Random(seed))]
     settings = LlamaRecSettings(
         rerank_candidates=N_CANDIDATES,
+        prompt=WORDING,
         prompt_max_history=N_HISTORY,
         prompt_max_title_tokens=length,
     )

@@ -20,6 +20,7 @@ from generation.written_list import GenerationCounts, parse_ranking
 from recbole_llamarec.ranking.losses import LabelLoss
 from recbole_llamarec.ranking.model.head import max_positions
 from recbole_llamarec.ranking.prompt.builder import PromptBuilder
+from recbole_llamarec.ranking.prompt.template import PromptTemplate
 from recbole_llamarec.ranking.protocol import Encoded, RankerParts
 from recbole_llamarec.ranking.verbalizer import default_labels
 
@@ -27,6 +28,14 @@ INSTRUCTION = (
     "Given user history in chronological order, rank all items of the candidate pool, the most "
     "likely next item first. Write one title a line, as it stands in the pool, without its index "
     "letter."
+)
+WORDING = PromptTemplate(  # shows an instruction, and letters that the list is to leave out
+    text="### Instruction: {instruction}\n\n"
+    "### Input: User history: {history}; Candidate pool: {candidates}\n\n### Response:",
+    history_item="({number}) {title}",
+    candidate_item="({label}) {title}",
+    separator=" ",
+    response=" {label}",
 )
 
 
@@ -68,7 +77,10 @@ class Generating:
 
     @classmethod
     def build(cls, parts: RankerParts) -> Generating:
-        """Make the ranker, see ``Ranker.build``; the run's instruction is replaced."""
+        """Make the ranker, see ``Ranker.build``; the run's instruction is replaced.
+
+        Its wording must show one, as :data:`WORDING` does.
+        """
         settings = parts.settings
         labels = settings.verbalizer_labels or default_labels(settings.rerank_candidates)
         limit = settings.prompt_max_tokens

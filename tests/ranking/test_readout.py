@@ -74,7 +74,7 @@ def test_a_candidate_is_read_where_its_text_ends(tiny_llama, samples, wording):
         encoded = ranker.encode(history, items)
         assert (encoded.n_candidates, encoded.n_history) == (K, min(len(history), 4))
         for place, item in zip(encoded.places[:-1], items[1:], strict=True):
-            assert decode(encoded.context[place + 1 :]).lstrip().startswith(titles[item])
+            assert decode(encoded.context[place + 1 :]).lstrip(" |\n").startswith(titles[item])
         assert encoded.places[-1] == len(encoded.context) - 1
 
 

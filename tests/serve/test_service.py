@@ -65,7 +65,7 @@ def test_the_prompt_is_told_on_request(service, recommender, test_rows):
     (whole,) = recommender.recommend(histories[:1], 8)
     shown = sorted(whole, key=lambda item: item.retriever_rank)
     assert answer["prompt"] == recommender.prompt(histories[0], [item.item for item in shown])
-    assert "(D) A film that nobody has seen" in service.rank([], POOL, prompt=True).json()["prompt"]
+    assert "A film that nobody has seen (D)" in service.rank([], POOL, prompt=True).json()["prompt"]
     refused = service.rank([], [f"i{n}" for n in range(9)], prompt=True)
     assert refused.status_code == 422
     assert refused.json()["error"]["field"] == "prompt"

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from generation.decoding import pad_left
-from generation.generating import INSTRUCTION, Generating
+from generation.generating import INSTRUCTION, WORDING, Generating
 from generation.written_list import GenerationCounts, written_lines
 from helpers import titles
 from transformers import GenerationConfig
@@ -34,7 +34,7 @@ def ranker(tiny_llama) -> Generating:
     settings = LanguageModelSettings(name_or_path=str(tiny_llama), dtype="float32")
     model, tokenizer = load_language_model(settings, CPU)
     forward = forward_for(model, "auto", CPU)
-    run = LlamaRecSettings(rerank_candidates=K, prompt_max_history=20)
+    run = LlamaRecSettings(rerank_candidates=K, prompt=WORDING, prompt_max_history=20)
     parts = RankerParts(model, tokenizer, forward, ["", *titles(50)], run)
     return ranker_class_of("generate").build(parts)
 
