@@ -3,9 +3,8 @@
     python benchmarks/adapters.py amazon-beauty --data dataset
 
 How stands in adapters.yaml; one that starts from another recipe's adapter finds it in the same
-folder. A run that was stopped goes on: give the same command. The test set is
-not read. The adapter is written in bfloat16, with its card, into a folder that ``lora_adapter:
-auto`` finds.
+folder. A run that was stopped goes on: give the same command. The test set is not read. The
+adapter is written in bfloat16, with its card, into a folder that ``lora_adapter: auto`` finds.
 """
 
 from __future__ import annotations

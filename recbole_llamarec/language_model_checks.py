@@ -12,7 +12,12 @@ from recbole_llamarec.keys import shown
 from recbole_llamarec.ranking.model.loading import check_language_model
 from recbole_llamarec.ranking.model.settings import LanguageModelSettings
 from recbole_llamarec.ranking.prompt.template import placeholder_error
-from recbole_llamarec.ranking.protocol import NO_RANKER, ranker_class_of, ranker_names
+from recbole_llamarec.ranking.protocol import (
+    NO_RANKER,
+    ranker_class_of,
+    ranker_names,
+    reads_labels,
+)
 from recbole_llamarec.ranking.verbalizer import default_labels
 
 
@@ -30,17 +35,10 @@ def _ranker_has_the_loss(ranking_method: str, train_loss: str) -> list[str]:
     ]
 
 
-def _reads_labels(ranking_method: str) -> bool:
-    """Whether the ranker's class has ``reads_labels = True``."""
-    return ranking_method != NO_RANKER and getattr(
-        ranker_class_of(ranking_method), "reads_labels", False
-    )
-
-
 def _labels_are_enough(
     ranking_method: str, verbalizer_labels: Sequence[str] | None, rerank_candidates: int
 ) -> list[str]:
-    if not _reads_labels(ranking_method):
+    if not reads_labels(ranking_method):
         return []
     if verbalizer_labels is None:
         return fault_of(default_labels, rerank_candidates)
@@ -54,7 +52,7 @@ def _labels_are_enough(
 
 
 def _labels_are_shown(ranking_method: str, prompt_candidate_item: str) -> list[str]:
-    if not _reads_labels(ranking_method):
+    if not reads_labels(ranking_method):
         return []
     error = placeholder_error("candidate_item", prompt_candidate_item, {"label", "title"}, set())
     return [error] if error else []

@@ -73,7 +73,8 @@ def test_given_candidates_are_ranked_as_in_a_recommendation(recommender, test_ro
     probabilities = {item.item: item.probability for item in result}
     for item in ranked:
         assert item.probability == pytest.approx(probabilities[item.item], abs=1e-5)
-    assert "Candidates: " in recommender.prompt(histories[0], [i.item for i in ranked])
+    prompt = recommender.prompt(histories[0], [i.item for i in ranked])
+    assert f"Candidates: {ranked[0].text} (A) |" in prompt
 
 
 def test_many_pools_are_ranked_as_each_alone(recommender, test_rows):
@@ -99,7 +100,7 @@ def test_items_given_by_text_alone_are_ranked_and_forgotten(recommender):
         assert "A film that nobody has seen" in [item.text for item in ranked]
         assert not any("#" in item.text for item in ranked)
         assert sum(item.probability for item in ranked) == pytest.approx(1, abs=1e-4)
-        assert "A film that nobody has seen (B) |" in recommender.prompt(["i2"], candidates)
+        assert "(A) |A film that nobody has seen (B) |" in recommender.prompt(["i2"], candidates)
     assert prompts.titles == known
     assert all(max(pieces, default=0) < len(known) for pieces in prompts._pieces.values())
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from recbole_llamarec.ranking.protocol import reads_labels
 from recbole_llamarec.settings import LlamaRecSettings
 from recbole_llamarec.version import __version__
 
@@ -132,21 +133,15 @@ def prompt_settings(settings: LlamaRecSettings) -> dict[str, Any]:
     return json.loads(json.dumps({**own, **template, "labels": settings.verbalizer_labels}))
 
 
-def _shown(prompts: Mapping[str, Any]) -> dict[str, Any]:
-    """Without an instruction that has no place in the text, and an answer's form that none asks."""
-    unseen = set()
-    if "{instruction}" not in str(prompts.get("prompt_text")):
-        unseen.add("prompt_instruction")
-    if prompts.get("ranking_method") in ("likelihood", "readout"):
-        unseen.add("prompt_response")
-    return {name: value for name, value in prompts.items() if name not in unseen}
-
-
 def differing(card: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     """Prompt settings of a run that are not the card's and that its prompts show, in words."""
-    card, run = _shown(card), _shown(run)
+    unseen = set()
+    if "{instruction}" not in run["prompt_text"]:
+        unseen.add("prompt_instruction")
+    if not reads_labels(run["ranking_method"]):
+        unseen.add("prompt_response")
     return [
         f"{name} is {run.get(name)!r}, the adapter's {card.get(name)!r}"
-        for name in sorted({*card, *run})
+        for name in sorted({*card, *run} - unseen)
         if card.get(name) != run.get(name)
     ]

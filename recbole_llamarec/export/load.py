@@ -13,7 +13,7 @@ from recbole_llamarec.llamarec import LlamaRec
 from recbole_llamarec.ranking.letters import Letters
 from recbole_llamarec.ranking.model.embedded import EMBEDDED_MODEL_NAME
 from recbole_llamarec.ranking.model.settings import EMBEDDED, LanguageModelSettings, is_gguf
-from recbole_llamarec.ranking.protocol import ranker_class_of
+from recbole_llamarec.ranking.protocol import ranker_class_of, reads_labels
 from recbole_llamarec.scoring.language_model import LanguageModel, language_model_of
 from recbole_llamarec.settings import LlamaRecSettings
 
@@ -101,14 +101,13 @@ def load_export(checkpoint: Path, data_path: Path | None, dtype: str) -> Export:
         raise ValueError(f"{str(checkpoint)!r} holds a {config['model']}; give one of LlamaRec.")
     scorer = language_model_of(model.scorers.values())
     method, backend = model.settings.ranking_method, model.settings.llm.backend
-    ranker_class: Any = None if scorer is None else ranker_class_of(method)
-    if scorer is None or not getattr(ranker_class, "reads_labels", False):
+    if scorer is None or not reads_labels(method):
         raise ValueError(
             f"ranking_method: {method!r} gives candidates no labels, so that another program "
             "cannot read its scores off one prompt. Export a run of ranking_method: verbalizer, "
             "or serve this one with python -m recbole_llamarec.serve."
         )
-    if ranker_class.scores is not Letters.scores:
+    if ranker_class_of(method).scores is not Letters.scores:
         raise ValueError(
             f"ranking_method: {method!r} has scores of its own, and another program reads those of "
             "Letters alone. Serve this run with python -m recbole_llamarec.serve."

@@ -279,6 +279,15 @@ def ranker_class_of(name: str) -> type[Ranker]:
     return _registered[name]
 
 
+def reads_labels(name: str) -> bool:
+    """Whether the ranker of a name has ``reads_labels = True``; no ranker reads none.
+
+    Raises:
+        ValueError: no ranker is registered under the name.
+    """
+    return name != NO_RANKER and getattr(ranker_class_of(name), "reads_labels", False)
+
+
 def ranker_names() -> tuple[str, ...]:
     """The names of all registered rankers, the built-in ones first."""
     return (*_BUILT_IN, *_registered)

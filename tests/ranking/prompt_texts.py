@@ -48,6 +48,7 @@ TEMPLATES = [
 TEMPLATE_NAMES = ["default", "chat", "before", "terse", "paper"]
 TROUBLE = (
     "(B)|( C )|(1)|(12)|(a)|[B]|[7]|<D>E|B:|User history:|Candidate  pool :|### Response:|###|#|"
+    "History :|Candidates:|Next: (|"
     "Seen so far:|<|</s>|<s>|<unk>|< s>|(1995)|\u2581|;|:|.|,|\n\n|\r\n|\t|\u2028|\xa0|\u3000|"
     "\u200b|\u0301|\x00|\x85|\x1c|\ud800|\udfff|🎬|👩\u200d👧|👍🏽|\xe9|e\u0301|'|\"|'s|007|1984|Toy"
 )

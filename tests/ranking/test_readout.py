@@ -70,11 +70,13 @@ def test_scores_equal_the_plain_way(any_ranker, samples):
 def test_a_candidate_is_read_where_its_text_ends(tiny_llama, samples, wording):
     ranker = Readout.build(parts_of(tiny_llama, prompt=WORDINGS[wording], prompt_max_history=4))
     decode, titles = ranker.prompts.tokenizer.decode, ranker.prompts.titles
+    between = ranker.prompts.template.separator.strip()
     for history, items in zip(*samples, strict=True):
         encoded = ranker.encode(history, items)
         assert (encoded.n_candidates, encoded.n_history) == (K, min(len(history), 4))
         for place, item in zip(encoded.places[:-1], items[1:], strict=True):
-            assert decode(encoded.context[place + 1 :]).lstrip(" |\n").startswith(titles[item])
+            behind = decode(encoded.context[place + 1 :]).lstrip().removeprefix(between)
+            assert behind.lstrip().startswith(titles[item])
         assert encoded.places[-1] == len(encoded.context) - 1
 
 

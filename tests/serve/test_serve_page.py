@@ -53,7 +53,7 @@ def test_two_films_are_picked_and_both_lists_are_shown(open_page, service, recom
         assert move == (f"▲ {by}" if by > 0 else f"▼ {-by}" if by else "–")
     assert not page.locator("#notice").is_visible()
     page.locator("summary").click()
-    assert "Candidates: " in page.locator("#prompt").inner_text()
+    assert f"Candidates: {by_retriever[0].text} (A) |" in page.locator("#prompt").inner_text()
     assert watched.overflow == 0
     assert watched.errors == []
     assert all(request.startswith(service.url) for request in watched.requests)

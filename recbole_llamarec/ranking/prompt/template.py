@@ -56,7 +56,7 @@ class PromptTemplate:
             for field, (required, optional) in PLACEHOLDERS.items()
             if (error := placeholder_error(field, getattr(self, field), required, optional))
         ]
-        if self.instruction != type(self).instruction and "{instruction}" not in str(self.text):
+        if self.instruction != type(self).instruction and "{instruction}" not in self.text:
             errors.append(
                 f"prompt_instruction is {self.instruction!r}, but prompt_text does not show it: "
                 "put {instruction} where it is to stand."

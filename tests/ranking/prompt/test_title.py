@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 from hypothesis import given, settings
-from prompt_texts import BEFORE, LABELS, TEMPLATE_NAMES, TEMPLATES, TITLE
+from prompt_texts import BEFORE, DEFAULT, LABELS, TEMPLATE_NAMES, TEMPLATES, TITLE
 
 from recbole_llamarec.ranking.prompt.characters import shape, without_unseen
 from recbole_llamarec.ranking.prompt.template import PromptTemplate
@@ -15,6 +15,11 @@ from recbole_llamarec.ranking.prompt.title import (
     clean_title,
     special_texts,
 )
+
+HEADINGS = {
+    DEFAULT: ("history", "candidates", "next"),
+    BEFORE: ("user history", "candidate pool", "response", "instruction", "input"),
+}
 
 
 def rules_for(template: PromptTemplate, special: list[str] | tuple[str, ...] = ()) -> TitleRules:
@@ -35,11 +40,12 @@ def test_clean_title_is_idempotent_and_leaves_no_structure(llama, gpt2_style, te
     assert not any(token in cleaned for token in special)
     assert without_unseen(cleaned) == cleaned
     assert not any(bad in cleaned for bad in ("##", "▁", "\n", "\x00", "\x85", "\ud800", "\udfff"))
-    if template is BEFORE:
-        for heading in ("user history", "candidate pool", "response", "instruction", "input"):
+    if template in HEADINGS:
+        for heading in HEADINGS[template]:
             assert not re.search(f"{heading} ?:", shape(cleaned).lower())
         squeezed = shape(cleaned).replace("( ", "(").replace(" )", ")")
-        markers = [f"({m})" for m in (*LABELS, *range(1, 21))]
+        numbers = range(1, 21) if "{number}" in template.history_item else ()
+        markers = [f"({m})" for m in (*LABELS, *numbers)]
         assert not any(marker in squeezed for marker in markers)
     cleaned.encode("utf-8")
 
