@@ -30,8 +30,9 @@ def packed_states(decoder: nn.Module, packing: Packing) -> Tensor:
         decoder: a causal language model's, whose attention is :data:`PACKED`.
         packing: the prompts.
     """
-    # transformers hands a mask of four dimensions on as it is; packed attention does not read it.
-    unused = torch.empty(1, 1, 1, 1, device=packing.input_ids.device)
+    # transformers hands a mask of four dimensions on as it is; packed attention does not read it,
+    # and what another attention reads from it shows.
+    unused = torch.full((1, 1, 1, 1), torch.nan, device=packing.input_ids.device)
     return decoder(
         input_ids=packing.input_ids[None],
         position_ids=packing.position_ids[None],

@@ -152,6 +152,18 @@ def test_a_model_that_mixes_the_prompts_is_left_as_it_was(config):
         torch.testing.assert_close(last_states(Padded(model), prompts), before)
 
 
+def test_an_attention_that_reads_the_mask_of_a_packed_row_is_found_out():
+    """Its value must not be left to what the memory holds: some values look like small errors."""
+    model = tiny_model("llama")
+    assert use_packing(model)
+    layer = model.model.layers[1]
+    plain = layer.self_attn.forward
+    layer.self_attn.forward = lambda **kwargs: plain(**{**kwargs, "packing": None})
+    with torch.no_grad():
+        states = packed_states(model.get_decoder(), pack([tokens(9, seed=4)]))
+    assert states.isnan().all()
+
+
 def test_without_a_packing_the_attention_is_the_ordinary_one():
     model, prompts = tiny_model("llama"), [tokens(9, seed=4), tokens(30, seed=5)]
     with torch.no_grad():
