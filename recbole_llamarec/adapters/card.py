@@ -86,7 +86,7 @@ A LoRA adapter with which {language_model} ranks a retriever's candidates (Llama
 - recbole-llamarec {version}; licence: MIT
 - validation metric by optimizer step: {scores}
 
-Metrics on validation rows whose target the retriever has proposed:
+Metrics on validation rows; a row whose target the retriever has not proposed counts as 0:
 
 {table}
 """
