@@ -216,6 +216,7 @@ def run_in_process(rank: int, port: int, folder: Path, settings: dict, places: l
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machines", list(PLACES))
 def test_shares_and_seeds_go_by_the_global_rank(tiny_run, workdir, machines):
     """Of two machines, each process has local rank 0, and yet half of the rows each."""
@@ -249,6 +250,7 @@ def test_shares_and_seeds_go_by_the_global_rank(tiny_run, workdir, machines):
     assert all(torch.equal(restored[name], adapters[0][name]) for name in restored)
 
 
+@pytest.mark.slow
 def test_without_dropout_two_processes_train_and_test_like_one(tiny_run, workdir):
     """39 windows and 36 training rows, so that shares of the last batches are not equal."""
     from runs import run_of
@@ -291,6 +293,7 @@ def commands(start: list[str], port: int, machines: str) -> list[list[str]]:
     return [[*common, "--nproc=1", "--world_size=2", f"--group_offset={k}"] for k in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "machines"),
     [("run_recbole.py", "one machine"), ("-m", "two machines")],

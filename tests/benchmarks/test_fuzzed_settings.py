@@ -24,6 +24,7 @@ def base(tmp_path_factory, tiny_llama):
         return fuzzed_settings.base_values(tmp_path_factory.mktemp("fuzz"), tiny_llama)
 
 
+@pytest.mark.slow
 def test_ten_thousand_values_are_accepted_or_refused_by_an_error_with_their_key(base):
     outcomes = [
         (pair.key, fuzzed_settings.check(base, pair))
@@ -39,6 +40,7 @@ def test_every_key_of_the_package_is_among_those_that_are_tried():
     assert {stated.name for stated in fuzzed_settings.all_keys()} <= tried
 
 
+@pytest.mark.slow
 def test_a_small_run_works_with_values_that_are_accepted(base, tiny_llama):
     accepted = [
         pair

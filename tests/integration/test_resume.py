@@ -171,6 +171,7 @@ def two_trainings(rank: int, folder: Path, ports: list[int]) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_each_of_two_processes_goes_on_with_its_random_state(workdir):
     write_dataset(workdir / "data")
     sockets = [socket.socket() for _ in range(3)]
