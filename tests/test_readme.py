@@ -143,6 +143,7 @@ CURL = 'curl -H "Content-Type: application/json" -d'
 ELSEWHERE = {
     f"{TORCH} && {MAIN_JOB}": "it takes minutes: tests/test_main_job.py, in small",
     f"{TORCH} -r tests/requirements.txt && python -m pytest": "it would run this test: .ci/run",
+    "python -m pytest -m slow": "it takes minutes: .ci/run",
     "python run_recbole.py --model=LlamaRec --dataset=amazon-games": (
         "it needs the download: tests/data/test_amazon_games.py makes one up"
     ),
@@ -200,6 +201,11 @@ ELSEWHERE = {
     "--config_files=properties/readout.yaml": (
         "it needs the data set: tests/adapters/test_shipped.py finds the adapter"
     ),
+    "python run_recbole.py --model=LlamaRec --dataset=amazon-beauty "
+    "--config_files=properties/readout.yaml --prompt_max_history=10 "
+    "--prompt_max_title_tokens=16": (
+        "it needs the data set: tests/adapters/test_shipped.py finds the adapter"
+    ),
     "python run_recbole.py --model=LlamaRec --dataset=ml-100k "
     '--config_files=properties/readout.yaml --item_text_format="{movie_title}"': (
         "it takes minutes: tests/adapters/test_shipped.py finds the adapter"
@@ -211,6 +217,9 @@ ELSEWHERE = {
     "python run_recbole.py --model=LlamaRec --dataset=ml-latest-small "
     '--config_files=properties/readout.yaml --item_text_format="{movie_title}"': (
         "it needs the data set: tests/adapters/test_shipped.py finds the adapter"
+    ),
+    "python benchmarks/adapters.py amazon-beauty-longer --data dataset": (
+        "it takes an hour: tests/benchmarks/test_adapters.py, in small"
     ),
     "python benchmarks/adapters.py ml-latest-small --data dataset": (
         "it takes an hour: tests/benchmarks/test_adapters.py, in small"
