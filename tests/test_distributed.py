@@ -100,6 +100,7 @@ def calls(rank: int, port: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_share_gather_and_average(tmp_path):
     one, other = spawned(calls, tmp_path)
     assert (one["rank"], other["rank"]) == ((0, 2, True), (1, 2, False))
@@ -142,6 +143,7 @@ def left_alone(rank: int, port: int, folder: Path) -> None:
     os._exit(0)  # torch's threads abort a process now and then that ends without its group
 
 
+@pytest.mark.slow
 def test_a_process_that_is_left_alone_says_so(tmp_path):
     context, port = torch.multiprocessing.get_context("spawn"), free_port()
     processes = [

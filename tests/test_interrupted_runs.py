@@ -105,6 +105,7 @@ def test_a_run_interrupted_anywhere_ends_with_the_same_bytes(
     assert outcome.files == expected.files
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_again_and_again_ends_with_the_same_bytes(
     uninterrupted, tmp_path, tiny_llama, monkeypatch
 ):

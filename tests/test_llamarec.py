@@ -324,6 +324,7 @@ print("RESULT", json.dumps({key: float(value) for key, value in result.items()})
 """
 
 
+@pytest.mark.slow
 def test_a_new_process_gives_the_same_test_metrics(trained, workdir):
     done = subprocess.run(
         [sys.executable, "-c", RELOAD, str(trained.checkpoint), trained.data_path],

@@ -34,6 +34,7 @@ def faults(how: str, **variables: str) -> tuple[int, int]:
     return int(keeps), int(n_faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_large_tensors_take_the_memory_of_those_before_them():
     """40 MB are 10,000 pages; kept, they are touched for the first time once."""

@@ -131,6 +131,7 @@ def test_the_command_writes_reports_where_the_extra_is_installed(hidden, n_write
     assert done.stdout.strip() == f"{n_writers} set()"
 
 
+@pytest.mark.slow
 def test_an_installed_package_works_from_any_directory(tmp_path):
     source, site = tmp_path / "source", tmp_path / "site"
     shutil.copytree(PACKAGE, source / "recbole_llamarec")

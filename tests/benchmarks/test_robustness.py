@@ -83,6 +83,7 @@ def test_flips_that_change_what_is_loaded_are_findings(tmp_path):
     assert "the error does not name it" in nameless.findings[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [5])
 def test_damaged_files_are_refused_or_read_as_if_they_were_whole(seed, tmp_path, tiny_llama):
     from recbole.quick_start import run_recbole
@@ -116,6 +117,7 @@ def test_whatever_else_becomes_of_a_damaged_file_is_a_finding(tmp_path):
         assert file.read_bytes() == b"whole"
 
 
+@pytest.mark.slow
 def test_a_service_under_load_answers_as_when_it_is_quiet(trained):
     tally = soak(trained.checkpoint, Path(trained.data_path), 0.05, seed=1, tolerance=1e-4)
     assert tally.wrong == []

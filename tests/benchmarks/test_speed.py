@@ -143,6 +143,7 @@ def test_the_profile_and_the_plot(scripts, bench, monkeypatch, tmp_path):
     assert ElementTree.parse(tmp_path / "x.svg").getroot().tag.endswith("svg")
 
 
+@pytest.mark.slow
 def test_a_large_catalogue_runs_in_a_process_of_its_own(scripts):
     run = scripts["speed_worker"].in_a_process("large_catalogue", {"users": 3, "items": 500})
     assert run["users"] == 3 and run["items"] == 500 and run["peak_mb"] > 0

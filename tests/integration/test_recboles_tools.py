@@ -79,6 +79,7 @@ def write_script(script: str, folder: Path, settings: dict) -> Path:
     return folder / "script.py"
 
 
+@pytest.mark.slow
 def test_a_group_of_models_becomes_two_tables(workdir, tiny_run):
     script = write_script(GROUP, workdir, tiny_run)
     command = [sys.executable, "-c", BESIDE, script.name]

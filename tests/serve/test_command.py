@@ -87,6 +87,7 @@ def ask_to_rank(address, pool: list[str]) -> socket.socket:
     return connection
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_is_in_flight(trained, recommender, tmp_path):
     command = [sys.executable, "-m", "recbole_llamarec.serve", f"--checkpoint={trained.checkpoint}"]
     command.append(f"--data-path={trained.data_path}")
