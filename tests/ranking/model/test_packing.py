@@ -137,13 +137,18 @@ def test_packing_and_contexts_of_the_embedded_model_are_recognised_in_few_bits(k
     assert not [told for told in caplog.messages if not told.startswith("llm_dtype: bfloat16: ")]
 
 
+def ignore_packing(model):
+    """Give one layer an attention of its own, which sees the row and not its prompts."""
+    attention = model.model.layers[1].self_attn
+    plain = attention.forward
+    attention.forward = lambda **kwargs: plain(**{**kwargs, "packing": None})
+
+
 @pytest.mark.parametrize("config", ["mamba", "own attention"])
 def test_a_model_that_mixes_the_prompts_is_left_as_it_was(config):
     model = tiny_model("mamba" if config == "mamba" else "llama")
     if config == "own attention":
-        layer = model.model.layers[1]
-        plain = layer.self_attn.forward
-        layer.self_attn.forward = lambda **kwargs: plain(**{**kwargs, "packing": None})
+        ignore_packing(model)
     prompts = [tokens(9, seed=4), tokens(30, seed=5)]
     with torch.no_grad():
         attention, before = model.config._attn_implementation, last_states(Padded(model), prompts)
@@ -156,9 +161,7 @@ def test_an_attention_that_reads_the_mask_of_a_packed_row_is_found_out():
     """Its value must not be left to what the memory holds: some values look like small errors."""
     model = tiny_model("llama")
     assert use_packing(model)
-    layer = model.model.layers[1]
-    plain = layer.self_attn.forward
-    layer.self_attn.forward = lambda **kwargs: plain(**{**kwargs, "packing": None})
+    ignore_packing(model)
     with torch.no_grad():
         states = packed_states(model.get_decoder(), pack([tokens(9, seed=4)]))
     assert states.isnan().all()
