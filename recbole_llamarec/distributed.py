@@ -42,6 +42,23 @@ def naming_lost_process() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def naming_meeting_point(ip: str, port: str | int) -> Iterator[None]:
+    """Say where the processes of a run were to meet, where they cannot.
+
+    Raises:
+        ConnectionError: another program has the port, or nobody answers there; says what to do.
+    """
+    try:
+        yield
+    except dist.DistNetworkError as error:
+        raise ConnectionError(
+            f"The processes of this run cannot meet at --ip={ip} --port={port}: another run or "
+            "program on this machine has that port, or nothing answers there. Start all processes "
+            f"of the run with one free port, as by --port=5679. ({error})"
+        ) from error
+
+
 def is_distributed() -> bool:
     """Whether this process is one of several."""
     return dist.is_available() and dist.is_initialized()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -17,10 +18,15 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
-    with socket.socket() as opened:
-        opened.bind(("localhost", 0))
-        return opened.getsockname()[1]
+    """A port that nobody listens on, and that the kernel gives to no connection until it is used.
+
+    Linux gives those from 32768 on to whoever asks for any, while a process takes seconds to start.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_768)
+        with socket.socket() as opened, suppress(OSError):
+            opened.bind(("", port))
+            return port
 
 
 def checkpoint_of(folder: Path) -> Path:

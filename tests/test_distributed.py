@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 import yaml
 from helpers import ROOT, checkpoint_of, environment, free_port
+from recbole.config import Config
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
@@ -157,6 +159,17 @@ def test_a_process_that_is_left_alone_says_so(tmp_path):
     text = (tmp_path / "error.txt").read_text()
     assert text.startswith("ProcessLostError: Process 0 of 2 has lost the connection to another")
     assert "(rank 1)" in text and "Start the same command again" in text
+
+
+def test_a_port_that_another_run_has_is_named(tiny_run):
+    """As where a second run is started on a machine, with RecBole's default port."""
+    place = PLACES["one machine"][0] | {"world_size": 2, "ip": "localhost"}
+    with socket.socket() as other_run:
+        other_run.bind(("", 0))
+        other_run.listen()
+        port = other_run.getsockname()[1]
+        with pytest.raises(ConnectionError, match=f"--port={port}: another run .* --port=5679"):
+            Config(config_dict=tiny_run | place | {"port": port})
 
 
 def test_other_errors_stay_what_they_are(monkeypatch):

@@ -77,17 +77,23 @@ def init_device(self) -> None:
     """RecBole's ``Config._init_device``, with gloo where a spawned process has no GPU.
 
     RecBole asks for one GPU a process and the nccl back end, whatever the machine has.
+
+    Raises:
+        ConnectionError: the processes cannot meet.
     """
     settings = self.final_config_dict
-    if "local_rank" not in settings or (settings["use_gpu"] and torch.cuda.is_available()):
+    if "local_rank" not in settings:
         return _recbole_init_device(self)
-    settings["gpu_id"] = ""
-    torch.distributed.init_process_group(
-        backend="gloo",
-        rank=settings["local_rank"] + settings["offset"],
-        world_size=settings["world_size"],
-        init_method=f"tcp://{settings['ip']}:{settings['port']}",
-    )
+    with distributed.naming_meeting_point(settings["ip"], settings["port"]):
+        if settings["use_gpu"] and torch.cuda.is_available():
+            return _recbole_init_device(self)
+        settings["gpu_id"] = ""
+        torch.distributed.init_process_group(
+            backend="gloo",
+            rank=settings["local_rank"] + settings["offset"],
+            world_size=settings["world_size"],
+            init_method=f"tcp://{settings['ip']}:{settings['port']}",
+        )
     settings.update(device=torch.device("cpu"), single_spec=False)
     torch.set_num_threads(max(1, torch.get_num_threads() // settings["nproc"]))
     if settings["local_rank"] != 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import write_dataset
+from helpers import free_port, write_dataset
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.trainer import Trainer
@@ -174,12 +173,7 @@ def two_trainings(rank: int, folder: Path, ports: list[int]) -> None:
 @pytest.mark.slow
 def test_each_of_two_processes_goes_on_with_its_random_state(workdir):
     write_dataset(workdir / "data")
-    sockets = [socket.socket() for _ in range(3)]
-    for opened in sockets:
-        opened.bind(("localhost", 0))
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
+    ports = [free_port() for _ in range(3)]
     torch.multiprocessing.spawn(two_trainings, args=(workdir, ports), nprocs=2)
 
 
