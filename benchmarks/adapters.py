@@ -33,6 +33,10 @@ from recbole_llamarec.integration.values import no_command_line  # noqa: E402
 from recbole_llamarec.ranking.model.adapter_files import WEIGHTS_FILE, read_adapter  # noqa: E402
 
 RECIPES = Path(__file__).with_suffix(".yaml")
+SETTINGS = {  # of every recipe; the last state is kept
+    **{"metrics": ["NDCG", "Recall"], "topk": [10], "show_progress": False},
+    **{"train_eval_steps": None, "train_batch_tokens": 2048},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,9 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dataset = recipe.pop("dataset", options.recipe)
     properties = ROOT / "properties" / recipe.pop("properties")
     start = recipe.pop("starts_from", None)
-    settings = {
+    settings = SETTINGS | {
         "lora_adapter": start and str(options.out / start),
-        "show_progress": False,
         "checkpoint_dir": options.work,
         "retriever_checkpoint": options.retriever,
         **recipe,
