@@ -33,6 +33,16 @@ CONFIGS = {
         **GEMMA, layer_types=["sliding_attention", "full_attention"]
     ),
 }
+OTHERS = {
+    "granite": transformers.GraniteConfig(**SIZES, logits_scaling=8.0),
+    "cohere": transformers.CohereConfig(**SIZES, eos_token_id=1),
+    "gpt_oss": transformers.GptOssConfig(
+        **SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2, eos_token_id=1
+    ),
+    "recurrent_gemma": transformers.RecurrentGemmaConfig(
+        **(SIZES | {"num_hidden_layers": 3}), lru_width=32, logits_soft_cap=5.0
+    ),
+}
 MAMBA = transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)
 
 
@@ -40,7 +50,7 @@ def tiny_model(kind: str, std: float | None = 0.5, **options) -> nn.Module:
     """A model in evaluation mode.
 
     Args:
-        kind: a name in ``CONFIGS``, or ``mamba``.
+        kind: a name in ``CONFIGS`` or ``OTHERS``, or ``mamba``.
         std: of its weights; that of the default makes it as far from linear as a trained model.
             None leaves them as transformers draws them.
         options: of ``from_config``, such as ``dtype``.
@@ -48,9 +58,10 @@ def tiny_model(kind: str, std: float | None = 0.5, **options) -> nn.Module:
     torch.manual_seed(0)
     if kind == "mamba":
         return AutoModelForCausalLM.from_config(deepcopy(MAMBA), **options).eval()
-    attention = "eager" if kind == "gemma2" else "sdpa"  # transformers has no other for Gemma 2
+    # transformers has no other for these
+    attention = "eager" if kind in ("gemma2", "gpt_oss") else "sdpa"
     model = AutoModelForCausalLM.from_config(
-        deepcopy(CONFIGS[kind]), attn_implementation=attention, **options
+        deepcopy((CONFIGS | OTHERS)[kind]), attn_implementation=attention, **options
     )
     for parameter in model.parameters():
         if std is not None and parameter.dim() > 1:

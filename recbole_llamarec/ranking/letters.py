@@ -16,7 +16,12 @@ from torch.nn.functional import cross_entropy
 
 from recbole_llamarec.ranking.losses import LabelLoss
 from recbole_llamarec.ranking.model.forward import Forward
-from recbole_llamarec.ranking.model.head import final_softcap, max_positions, output_head
+from recbole_llamarec.ranking.model.head import (
+    logit_scaling,
+    max_positions,
+    output_head,
+    prompt_limit,
+)
 from recbole_llamarec.ranking.prompt.builder import PromptBuilder
 from recbole_llamarec.ranking.protocol import Encoded, Loss, Ranker, RankerParts, ServedParts
 from recbole_llamarec.ranking.verbalizer import Verbalizer, default_labels
@@ -45,9 +50,7 @@ class NextTokenLoss:
         answered = [[*own.context, label] for own, label in zip(batch, labels, strict=True)]
         places = [[[len(tokens) - 2, len(tokens) - 1]] for tokens in answered]
         hidden = ranker.forward.hidden_at(answered, [[[]]] * len(answered), places)  # [2 B, H]
-        logits = output_head(ranker.model)(hidden).float()  # [2 B, V]
-        if (cap := final_softcap(ranker.model)) is not None:
-            logits = cap * torch.tanh(logits / cap)
+        logits = ranker.scaling(output_head(ranker.model)(hidden).float())  # [2 B, V]
         expected = torch.tensor([(label, end) for label in labels], device=logits.device)  # [B, 2]
         losses = cross_entropy(logits, expected.flatten(), reduction="none")  # [2 B]
         return losses.view(-1, 2).mean(1)  # [B]
@@ -88,11 +91,17 @@ def prompts_and_verbalizer(
     """
     labels = settings.verbalizer_labels or default_labels(settings.rerank_candidates)
     prompts = prompts_of(tokenizer, texts, labels, settings, limit)
-    some_items = range(1, min(len(labels), settings.rerank_candidates, len(texts) - 1) + 1)
+    some_items = items_to_try(prompts, settings)
     verbalizer = Verbalizer.for_tokenizer(
         tokenizer, labels, prompts.text(some_items, some_items), settings.prompt.response
     )
     return prompts, verbalizer
+
+
+def items_to_try(prompts: PromptBuilder, settings: Any) -> range:
+    """Candidates of a prompt to try something out with: as many as the run shows."""
+    n_items = len(prompts.titles) - 1
+    return range(1, min(len(prompts.labels), settings.rerank_candidates, n_items) + 1)
 
 
 class Letters:
@@ -103,6 +112,9 @@ class Letters:
         forward: computes its hidden states.
         prompts: builds token ids from item ids.
         verbalizer: reads one score for each label.
+
+    Raises:
+        ValueError: the model's logits are not understood, see :func:`logit_scaling`.
     """
 
     reads_labels = True  # so that candidates are at most as many as labels
@@ -115,17 +127,20 @@ class Letters:
         self.forward = forward
         self.prompts = prompts
         self.verbalizer = verbalizer
+        self.scaling = logit_scaling(model)
 
     @classmethod
     def build(cls, parts: RankerParts) -> Letters:
         """Make the ranker, see :meth:`Ranker.build`.
 
         Raises:
-            ValueError: a label is no single token behind the prompt, or there are too few titles.
+            ValueError: a label is no single token behind the prompt, there are too few titles, or
+                ``prompt_max_tokens`` is more than the model takes.
         """
-        limit = parts.settings.prompt_max_tokens
-        if limit is None and (positions := max_positions(parts.model)) is not None:
-            limit = positions - 1  # the label stands behind the prompt where it is tuned on
+        wanted = parts.settings.prompt_max_tokens
+        # The label stands behind the prompt where it is tuned on.
+        n_behind = int(wanted is None or parts.settings.train_loss == "next_token")
+        limit = prompt_limit(wanted, max_positions(parts.model), n_behind)
         read = prompts_and_verbalizer(parts.tokenizer, parts.texts, parts.settings, limit)
         return cls(parts.model, parts.forward, *read)
 
@@ -173,5 +188,5 @@ class Letters:
         places = [[[len(context) - 1]] for context in contexts]
         hidden = self.forward.hidden_at(contexts, [[[]]] * len(contexts), places)  # [B, H]
         return self.verbalizer.scores(
-            hidden, output_head(self.model), batch[0].n_candidates, final_softcap(self.model)
+            hidden, output_head(self.model), batch[0].n_candidates, self.scaling
         )  # [B, K]

@@ -26,7 +26,12 @@ from torch import Tensor, nn
 
 from recbole_llamarec.ranking.losses import LabelLoss
 from recbole_llamarec.ranking.model.forward import Forward
-from recbole_llamarec.ranking.model.head import TokenHead, max_positions
+from recbole_llamarec.ranking.model.head import (
+    TokenHead,
+    logit_scaling,
+    max_positions,
+    prompt_limit,
+)
 from recbole_llamarec.ranking.prompt.title_list import TitleList
 from recbole_llamarec.ranking.protocol import Encoded, Loss, RankerParts
 
@@ -69,8 +74,12 @@ class Likelihood:
         prompts: builds token ids from item ids.
         temperature: what log-likelihoods are divided by to become scores.
         prior_share: the share of each title's prior that is subtracted before.
+
+    Raises:
+        ValueError: the model's logits are not understood, see :func:`logit_scaling`.
     """
 
+    shows_template = False  # its prompts are titles behind likelihood_heading
     max_candidates = None
     losses: ClassVar[Mapping[str, Loss]] = {"label": LabelLoss(), "titles": TitlesLoss()}
 
@@ -87,6 +96,7 @@ class Likelihood:
         self.prompts = prompts
         self.temperature = temperature
         self.prior_share = prior_share
+        self.scaling = logit_scaling(model)
         self._head: TokenHead | None = None
         self._head_tokens: list[int] | None = None
         self._head_device: torch.device | None = None
@@ -95,16 +105,19 @@ class Likelihood:
 
     @classmethod
     def build(cls, parts: RankerParts) -> Likelihood:
-        """Make the ranker, see :meth:`Ranker.build`."""
+        """Make the ranker, see :meth:`Ranker.build`.
+
+        Raises:
+            ValueError: ``prompt_max_tokens`` is more than the model takes.
+        """
         settings = parts.settings
-        limit = settings.prompt_max_tokens
         prompts = TitleList(
             parts.tokenizer,
             parts.texts,
             settings.likelihood_heading,
             max_history=settings.prompt_max_history,
             max_title_tokens=settings.prompt_max_title_tokens,
-            max_tokens=max_positions(parts.model) if limit is None else limit,
+            max_tokens=prompt_limit(settings.prompt_max_tokens, max_positions(parts.model)),
         )
         return cls(
             *(parts.model, parts.forward, prompts),
@@ -215,6 +228,6 @@ class Likelihood:
         token_ids = self.prompts.token_ids
         if self._head is None or self._head_tokens is not token_ids or self._head_device != device:
             with torch.inference_mode(False):  # gradients flow through it later
-                self._head = TokenHead(self.model, token_ids)
+                self._head = TokenHead(self.model, token_ids, self.scaling)
             self._head_tokens, self._head_device = token_ids, device
         return self._head

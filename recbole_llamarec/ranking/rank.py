@@ -78,8 +78,10 @@ def rank_all(
     def compute(rows: np.ndarray) -> Tensor:
         try:
             scores = ranker.scores([encoded[row] for row in left[rows]]).float().cpu()  # [b, K]
-        except RowError as error:  # its row is one of this batch
-            row = None if error.row is None else int(left[rows][error.row])
+        except RowError as error:
+            if error.row is None:
+                raise
+            row = int(left[rows][error.row])  # error.row is one of this batch
             raise type(error)(f"Row {row}: {error}", row) from error
         if not (finite := scores.isfinite().all(1)).all():
             row = int(left[rows][int(finite.int().argmin())])

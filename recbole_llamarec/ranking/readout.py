@@ -22,10 +22,11 @@ from recbole_llamarec.ranking.letters import prompts_of
 from recbole_llamarec.ranking.losses import LabelLoss
 from recbole_llamarec.ranking.model.forward import Forward
 from recbole_llamarec.ranking.model.head import (
-    final_softcap,
     head_logits,
+    logit_scaling,
     max_positions,
     output_head,
+    prompt_limit,
 )
 from recbole_llamarec.ranking.prompt.builder import PromptBuilder
 from recbole_llamarec.ranking.protocol import Encoded, Loss, RankerParts
@@ -42,6 +43,9 @@ class Readout:
         forward: computes its hidden states.
         prompts: builds token ids from item ids.
         answers: token ids of "yes" and "no".
+
+    Raises:
+        ValueError: the model's logits are not understood, see :func:`logit_scaling`.
     """
 
     losses: ClassVar[Mapping[str, Loss]] = {"label": LabelLoss()}
@@ -53,17 +57,23 @@ class Readout:
         self.forward = forward
         self.prompts = prompts
         self.answers = answers
+        self.scaling = logit_scaling(model)
 
     @classmethod
     def build(cls, parts: RankerParts) -> Readout:
         """Make the ranker, see :meth:`Ranker.build`.
 
         Raises:
-            ValueError: the tokenizer does not tell "yes" from "no".
+            ValueError: the tokenizer does not tell "yes" from "no", or ``prompt_max_tokens`` is
+                more than the model takes.
         """
-        settings, limit = parts.settings, parts.settings.prompt_max_tokens
-        labels = settings.verbalizer_labels or default_labels(max(2, settings.rerank_candidates))
-        limit = max_positions(parts.model) if limit is None else limit
+        settings = parts.settings
+        n_candidates = max(2, settings.rerank_candidates)
+        if "{label}" in settings.prompt.candidate_item:
+            labels = settings.verbalizer_labels or default_labels(n_candidates)
+        else:  # they are not shown, and only count the candidates
+            labels = tuple(map(str, range(n_candidates)))
+        limit = prompt_limit(settings.prompt_max_tokens, max_positions(parts.model))
         prompts = prompts_of(parts.tokenizer, parts.texts, labels, settings, limit)
         answers = parts.tokenizer(list(ANSWERS), add_special_tokens=False).input_ids
         yes, no = (own[-1] for own in answers)
@@ -76,7 +86,7 @@ class Readout:
 
     @property
     def max_candidates(self) -> int:
-        """As many candidates as the prompt has labels."""
+        """As many candidates as there are labels; where none is shown, as the run has."""
         return len(self.prompts.labels)
 
     @property
@@ -96,7 +106,6 @@ class Readout:
         contexts, places = [own.context for own in batch], [[own.places] for own in batch]
         hidden = self.forward.hidden_at(contexts, [[[]]] * len(batch), places)  # [P, H]
         tokens = torch.tensor(self.answers, device=hidden.device)
-        yes, no = head_logits(
-            hidden, output_head(self.model), tokens, final_softcap(self.model)
-        ).unbind(1)  # [P]
+        logits = head_logits(hidden, output_head(self.model), tokens, self.scaling)  # [P, 2]
+        yes, no = logits.unbind(1)  # [P]
         return (yes - no).view(len(batch), -1)  # [B, K]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from recbole_llamarec.ranking.model.head import head_logits
+from recbole_llamarec.ranking.model.head import UNSCALED, LogitScaling, head_logits
 from recbole_llamarec.ranking.prompt.template import PLACEHOLDERS, placeholder_error
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Verbalizer:
         return cls(tuple(labels), tuple(seen))
 
     def scores(
-        self, hidden: Tensor, head: nn.Module, n_candidates: int, softcap: float | None = None
+        self, hidden: Tensor, head: nn.Module, n_candidates: int, scaling: LogitScaling = UNSCALED
     ) -> Tensor:
         """Return the labels' logits, as :func:`head_logits` does.
 
@@ -116,7 +116,7 @@ class Verbalizer:
             hidden: ``[B, H]``, last hidden state at the prompt's last position.
             head: The model's output layer, ``H`` to the vocabulary, with or without a bias.
             n_candidates: K, the number of candidates.
-            softcap: The model's ``final_logit_softcapping`` (Gemma 2), if it has one.
+            scaling: What :func:`logit_scaling` says of the model.
 
         Returns:
             ``[B, K]``, float32.
@@ -130,4 +130,4 @@ class Verbalizer:
                 "verbalizer_labels: give as many labels as candidates."
             )
         rows = torch.tensor(self.token_ids[:n_candidates], device=hidden.device)  # [K]
-        return head_logits(hidden, head, rows, softcap)
+        return head_logits(hidden, head, rows, scaling)

@@ -35,6 +35,7 @@ class Settings:
     likelihood_heading: str = "User history:"
     likelihood_temperature: float = 1.0
     likelihood_prior: float = 0.0
+    train_loss: str = "label"
 
 
 def parts_of(
@@ -53,6 +54,19 @@ def randomise_adapter(model: torch.nn.Module, scale: float = 0.1) -> None:
     generator = torch.Generator().manual_seed(3)
     for weight in trainable(model):
         weight.data = torch.randn(weight.shape, generator=generator) * scale
+
+
+def scale_logits(model: torch.nn.Module, scale: float) -> None:
+    """Let a model with an adapter multiply its logits, as some models do."""
+    base = model.get_base_model()
+    plain = base.forward
+
+    def scaled(*args, **options):
+        output = plain(*args, **options)
+        output.logits = scale * output.logits
+        return output
+
+    base.forward = scaled
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:

@@ -13,6 +13,7 @@ from rankers import (
     one_hot,
     parts_of,
     randomise_adapter,
+    scale_logits,
     trainable,
     tuned,
 )
@@ -91,6 +92,19 @@ def test_scores_equal_the_plain_way(any_ranker, samples):
     torch.testing.assert_close(scores.exp().sum(1), torch.ones(len(histories)))
 
 
+def test_scores_and_the_next_token_loss_are_of_the_models_scaled_logits(tiny_llama, samples):
+    parts = parts_of(tiny_llama)
+    scale_logits(parts.model, 3.0)
+    ranker = Letters.build(parts)
+    encoded = encoded_of(ranker, samples)
+    with torch.no_grad():
+        rows = zip(*samples[:2], strict=True)
+        expected = torch.stack([reference_logits(ranker, *row) for row in rows])
+        torch.testing.assert_close(ranker.scores(encoded), expected, atol=1e-4, rtol=1e-4)
+        loss = ranker.losses["next_token"](ranker, encoded, one_hot(samples[2], K)).mean()
+        torch.testing.assert_close(loss, reference_next_token(ranker, samples))
+
+
 def test_what_is_encoded_is_the_prompt_and_what_it_costs(any_ranker, samples):
     entered = []
     decoder = any_ranker.model.get_base_model().get_decoder()
@@ -124,6 +138,11 @@ def test_a_place_is_left_for_the_label_within_the_models_positions(tiny_llama):
     ranker = Letters.build(parts)
     assert ranker.encode(list(range(1, 44)), list(range(44, 51))).n_tokens <= 299
     assert ranker.prompts.n_shortened == 1
+
+
+def test_the_next_token_loss_needs_a_place_more_than_the_prompt(tiny_llama):
+    with pytest.raises(ValueError, match="prompt_max_tokens: 2048 .* positions, 1 of them behind"):
+        Letters.build(parts_of(tiny_llama, prompt_max_tokens=2048, train_loss="next_token"))
 
 
 def test_neither_ranking_nor_the_label_loss_calls_the_whole_head(ranker, samples):

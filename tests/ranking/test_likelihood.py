@@ -10,9 +10,9 @@ from rankers import (
     WAYS,
     budget_of,
     gradient_of,
-    one_hot,
     parts_of,
     randomise_adapter,
+    scale_logits,
     trainable,
     tuned,
 )
@@ -77,6 +77,16 @@ def test_scores_equal_the_plain_way(any_ranker, samples):
     scores = rank_all(any_ranker, *samples, budget_of(300))
     torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
     assert scores.std(1).min() > 0.01
+
+
+def test_probabilities_are_those_of_the_models_scaled_logits(tiny_llama, samples):
+    parts = parts_of(tiny_llama)
+    scale_logits(parts.model, 3.0)
+    ranker = Likelihood.build(parts)
+    with torch.no_grad():
+        expected = references(ranker, samples).log_softmax(-1)
+    scores = rank_all(ranker, *samples, budget_of(300))
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_what_is_encoded_is_context_and_titles_and_what_they_cost(any_ranker, samples):
@@ -156,14 +166,6 @@ def test_the_rows_of_the_head_are_gathered_once_and_again_for_other_tokens(ranke
     with ranker.prompts.with_titles(["Zebra & quartz (1999)"]) as (added,):
         assert rank_all(ranker, [[1]], [[2, added]], budget_of(300)).isfinite().all()
         assert len(ranker._title_head(torch.device("cpu")).token_ids) > len(head.token_ids)
-
-
-def test_a_ranker_that_has_ranked_in_inference_mode_can_be_tuned(ranker, samples):
-    with torch.inference_mode():
-        rank_all(ranker, *samples, budget_of(300))
-    encoded = encoded_of(ranker, samples)
-    gradient_of(ranker, encoded, one_hot([0] * len(encoded), K), "label")
-    assert any(weight.grad is not None for weight in trainable(ranker.model))
 
 
 # --- priors --------------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from rankers import ListLog, budget_of, parts_of, trainable
+from rankers import ListLog, budget_of, gradient_of, one_hot, parts_of, trainable
 
+from recbole_llamarec.finite import RowError
 from recbole_llamarec.ranking.letters import Letters
 from recbole_llamarec.ranking.likelihood import Likelihood
+from recbole_llamarec.ranking.model.packed_attention import _causal_mask
 from recbole_llamarec.ranking.rank import rank_all
 from recbole_llamarec.ranking.readout import Readout
 
@@ -70,6 +72,31 @@ def test_scores_that_are_not_finite_name_row_and_remedy(ranker, samples):
     longest = max(range(11), key=lambda i: ranker.encode(samples[0][i], samples[1][i]).n_tokens)
     with pytest.raises(ValueError, match=rf"row {longest} are not finite.*llm_dtype.*learning_ra"):
         rank_all(ranker, *samples, budget_of(1))
+
+
+def test_an_error_of_no_row_in_particular_is_left_as_it_is(ranker, samples, monkeypatch):
+    def scores(batch):
+        raise RowError("all of them")
+
+    monkeypatch.setattr(ranker, "scores", scores)
+    with pytest.raises(RowError, match="^all of them$"):
+        rank_all(ranker, *samples, budget_of(900))
+
+
+def test_a_ranker_that_has_ranked_in_inference_mode_can_be_tuned(ranker, samples):
+    _causal_mask.cache_clear()
+    with torch.inference_mode():
+        rank_all(ranker, *samples, budget_of(900))
+    encoded = [ranker.encode(*row) for row in zip(*samples, strict=True)]
+    gradient_of(ranker, encoded, one_hot([0] * len(encoded), K), "label")
+    assert any(weight.grad is not None for weight in trainable(ranker.model))
+
+
+@pytest.mark.parametrize("ranker_class", [Letters, Likelihood, Readout])
+def test_longer_prompts_than_the_model_reads_are_refused(tiny_llama, ranker_class):
+    ranker_class.build(parts_of(tiny_llama, prompt_max_tokens=2048))
+    with pytest.raises(ValueError, match="prompt_max_tokens: 2049 .* 2048 positions; .* most 2048"):
+        ranker_class.build(parts_of(tiny_llama, prompt_max_tokens=2049))
 
 
 def test_users_with_different_numbers_of_candidates_are_refused(ranker):

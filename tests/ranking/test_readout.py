@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from prompt_texts import BEFORE
 from rankers import (
     WAYS,
     budget_of,
@@ -12,6 +13,7 @@ from rankers import (
     one_hot,
     parts_of,
     randomise_adapter,
+    scale_logits,
     trainable,
     tuned,
 )
@@ -78,6 +80,33 @@ def test_a_candidate_is_read_where_its_text_ends(tiny_llama, samples, wording):
             behind = decode(encoded.context[place + 1 :]).lstrip().removeprefix(between)
             assert behind.lstrip().startswith(titles[item])
         assert encoded.places[-1] == len(encoded.context) - 1
+
+
+def test_where_labels_stand_first_a_candidate_is_read_at_the_end_of_its_title(tiny_llama, samples):
+    ranker = Readout.build(parts_of(tiny_llama, prompt=BEFORE))
+    decode, titles = ranker.prompts.tokenizer.decode, ranker.prompts.titles
+    for history, items in zip(*samples, strict=True):
+        encoded = ranker.encode(history, items)
+        for place, item in zip(encoded.places[:-1], items[:-1], strict=True):
+            assert decode(encoded.context[: place + 1]).endswith(titles[item])
+        assert encoded.places[-1] == len(encoded.context) - 1
+
+
+def test_candidates_without_labels_may_be_more_than_there_are_letters(tiny_llama):
+    ranker = Readout.build(parts_of(tiny_llama, prompt=WITHOUT_LABELS, rerank_candidates=60))
+    assert ranker.max_candidates == 60
+    assert len(ranker.encode([], range(1, 51)).places) == 50
+
+
+def test_scores_are_of_the_models_scaled_logits(tiny_llama, samples):
+    parts = parts_of(tiny_llama, prompt=WITHOUT_LABELS)
+    scale_logits(parts.model, 3.0)
+    ranker = Readout.build(parts)
+    rows = list(zip(*samples, strict=True))
+    with torch.no_grad():
+        scores = ranker.scores([ranker.encode(*row) for row in rows])
+        expected = torch.stack([reference(ranker, *row) for row in rows])
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_gradients_reach_the_adapter_whatever_the_passes(any_ranker, samples):

@@ -6,6 +6,7 @@ from tokenizers import models
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from recbole_llamarec.ranking.model.head import LogitScaling
 from recbole_llamarec.ranking.prompt.builder import PromptBuilder
 from recbole_llamarec.ranking.verbalizer import Verbalizer, default_labels
 
@@ -118,7 +119,7 @@ def test_scores_with_bias_and_softcap(verbalizer, dtype):
     full = hidden.float() @ head.weight.float().T + head.bias.float()
     expected = 3.0 * torch.tanh(full / 3.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        scores = verbalizer.scores(hidden, head, 4, softcap=3.0)
+        scores = verbalizer.scores(hidden, head, 4, LogitScaling(softcap=3.0))
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, expected[:, [11, 3, 90, 42]])
 

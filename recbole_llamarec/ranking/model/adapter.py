@@ -5,9 +5,11 @@ Saved adapters are PEFT directories, so any program that knows PEFT can load the
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,25 +113,42 @@ def restore_adapter(
         The wrapped model, in the mode (train or eval) that it had.
 
     Raises:
-        ValueError: no LoRA adapter, one without a finite scale, or one that does not fit.
+        ValueError: no LoRA adapter, one that PEFT cannot make, or one that does not fit.
     """
-    from peft import LoraConfig, PeftConfig
-
-    lora = PeftConfig.from_peft_type(**config)
-    if not isinstance(lora, LoraConfig):
-        raise ValueError(f"it is no LoRA adapter, but {config.get('peft_type')}.")
-    if not math.isfinite(lora.lora_alpha):
-        raise ValueError(f"its lora_alpha is {lora.lora_alpha}, which is no finite number.")
-    lora.inference_mode = not trainable
-    lora.base_model_name_or_path = None  # the model's own name is put in its place
-    lora.megatron_config = None  # with it, PEFT imports the module that megatron_core names
-    wrapped = _wrapped(model, lora, seed=0)
+    try:
+        lora = _lora_config(config)
+        lora.inference_mode = not trainable
+        lora.base_model_name_or_path = None  # the model's own name is put in its place
+        lora.megatron_config = None  # with it, PEFT imports the module that megatron_core names
+        wrapped = _wrapped(model, lora, seed=0)
+    except (AttributeError, KeyError, NotImplementedError, TypeError, re.error) as error:
+        raise ValueError(f"PEFT cannot make what its configuration says: {error}.") from error
     try:
         load_adapter_state(wrapped, state)
     except ValueError:
         wrapped.unload()
         raise
     return wrapped.requires_grad_(False) if not trainable else wrapped
+
+
+def _lora_config(config: Mapping[str, Any]) -> LoraConfig:
+    """PEFT's form of what :func:`adapter_config` returns.
+
+    Raises:
+        ValueError: no LoRA adapter, or one of whose main values is of no use.
+    """
+    from peft import LoraConfig, PeftConfig
+
+    lora = PeftConfig.from_peft_type(**config)
+    if not isinstance(lora, LoraConfig):
+        raise ValueError(f"it is no LoRA adapter, but {config.get('peft_type')}.")
+    for name in ("r", "lora_alpha", "lora_dropout"):
+        value = getattr(lora, name)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"its {name} is {value!r}, which is no finite number.")
+    if lora.bias not in ("none", "all", "lora_only"):  # PEFT would have changed the model by then
+        raise ValueError(f"its bias is {lora.bias!r}, which must be none, all or lora_only.")
+    return lora
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
@@ -225,7 +244,7 @@ def save_adapter(model: Any, directory: str | Path, texts: Mapping[str, str] | N
             # The default of save_embedding_layers would ask the hub for the base model's config.
             model.save_pretrained(str(staging), save_embedding_layers=False)
         except SafetensorError as error:  # a full disk, too
-            raise OSError(str(error)) from error
+            raise OSError(errno.EIO, str(error)) from error
         for name, text in (texts or {}).items():
             (staging / name).write_text(text, encoding="utf-8")
 

@@ -222,7 +222,7 @@ def pass_tokens(encoded: Sequence[Encoded], share: bool) -> int:
     return len(prompts[0]) + sum(_n_added(before, prompt) for before, prompt in neighbours)
 
 
-def pad_right(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def pad_right(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Pad token ids on the right with token 0.
 
     A causal model's real positions cannot see what follows them, so no mask is needed and any
@@ -233,13 +233,13 @@ def pad_right(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[T
         device: where the tensors go.
 
     Returns:
-        ``input_ids`` ``[batch, longest]`` and ``lengths`` ``[batch]``, both int64.
+        ``input_ids`` ``[batch, longest]``, int64.
     """
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    input_ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)  # [B, T]
+    longest = max(map(len, prompts))
+    input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)  # [B, T]
     for row, prompt in zip(input_ids, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
-    return input_ids.to(device), lengths.to(device)
+    return input_ids.to(device)
 
 
 def whole_prompts(

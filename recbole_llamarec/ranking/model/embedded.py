@@ -9,7 +9,6 @@ about 25 s to unpack a GGUF file; the unpacked float32 weights are therefore kep
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 import logging
@@ -24,7 +23,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recbole_llamarec.checksums import DamagedFileError, check_sums, write_sums
+from recbole_llamarec.checksums import DamagedFileError, check_sums, sha256_of, write_sums
 from recbole_llamarec.files import flush
 
 if TYPE_CHECKING:
@@ -175,11 +174,6 @@ def _is_intact(directory: Path) -> bool:
     return _is_complete(directory)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _installed_gguf() -> Path | None:
     """Find the GGUF file of the installed package, without importing that package.
 
@@ -233,7 +227,7 @@ def _build(gguf: Path, directory: Path) -> None:
     """Convert `gguf` beside `directory`, then rename: nobody ever sees a half-written cache."""
     from safetensors import SafetensorError  # a full disk's, too
 
-    found = _sha256(gguf)
+    found = sha256_of(gguf)
     if found != _GGUF_SHA256:
         raise _unobtainable(
             f"{gguf} has the SHA-256 {found}, not {_GGUF_SHA256}: it is damaged, or of another "

@@ -155,7 +155,7 @@ class Padded:
         """Return hidden states ``[P, H]``; see :meth:`Forward.hidden_at`."""
         prompts, read = whole_prompts(contexts, continuations, places)
         device = next(self._base.parameters()).device
-        input_ids, _ = pad_right(prompts, device)  # [B, T]
+        input_ids = pad_right(prompts, device)  # [B, T]
         longest = input_ids.shape[1]
         rows = _on(device, [i * longest + at for i, at in enumerate(read)])  # [P], in [B * T]
         states = decoder_states(self._base, rows.unique(), input_ids=input_ids)  # [B * T, H]
@@ -231,7 +231,7 @@ class PrefixCache:
         shown = [(i, ids) for i, group in enumerate(continuations) for ids in group if ids]
         context_of = torch.tensor([i for i, _ in shown], device=device)  # [B]
         context_ids, mask = pad_left(contexts, device)  # [C, T]
-        next_ids, _ = pad_right([ids for _, ids in shown], device)  # [B, S]
+        next_ids = pad_right([ids for _, ids in shown], device)  # [B, S]
         n_first, longest = context_ids.numel(), context_ids.shape[1]
         rows = self._rows(contexts, continuations, places, longest, next_ids.shape[1])
         read = torch.tensor(rows, device=device)  # [P], in [C * T + B * S]

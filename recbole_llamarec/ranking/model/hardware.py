@@ -51,9 +51,14 @@ def prefers_bfloat16(device: torch.device) -> bool:
     return True
 
 
+def _capabilities() -> dict[str, Any]:
+    """What the processor can do; older versions of torch do not tell."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
+
+
 def _cpu_has(dtype: torch.dtype) -> bool:
     """Tell whether the processor has instructions for products of matrices of half precision."""
-    return any(map(torch.cpu.get_capabilities().get, _INSTRUCTIONS[dtype]))
+    return any(map(_capabilities().get, _INSTRUCTIONS[dtype]))
 
 
 @cache
@@ -89,7 +94,7 @@ def warn_of_slow_precision(dtype: torch.dtype, device: torch.device) -> None:
         dtype: of the weights.
         device: where they are.
     """
-    architecture = torch.cpu.get_capabilities().get("architecture")
+    architecture = _capabilities().get("architecture")
     if device.type != "cpu" or dtype not in _INSTRUCTIONS or architecture != "x86_64":
         return
     if not _cpu_has(dtype):

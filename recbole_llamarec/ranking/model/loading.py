@@ -1,7 +1,4 @@
-"""Loading any causal language model, and reading its last hidden state without its logits.
-
-Shapes: B prompts, T tokens, N tokens of a packed row, H hidden size, V vocabulary.
-"""
+"""Loading any causal language model and its tokenizer, or finding out before that it cannot be."""
 
 from __future__ import annotations
 

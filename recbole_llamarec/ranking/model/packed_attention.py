@@ -136,6 +136,7 @@ def _attend(
 
 
 @lru_cache(maxsize=128)  # all layers read the same ones
+@torch.inference_mode(False)  # and gradients flow through them later
 def _causal_mask(
     n_queries: int, n_keys: int, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> Tensor:

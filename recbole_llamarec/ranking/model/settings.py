@@ -58,8 +58,10 @@ class LanguageModelSettings:
     cache_dir: str | None = key(
         None,
         optional(PATH),
-        "Cache of the converted embedded model; ~ is the environment variable "
-        "RECBOLE_LLAMAREC_CACHE, then the user's cache directory.",
+        "Folder of the converted embedded model, of adapters/, which lora_adapter: auto looks "
+        "through, and of what transformers fetches from the hub. ~ is the environment variable "
+        "RECBOLE_LLAMAREC_CACHE, then the user's cache directory; for what is fetched, "
+        "transformers' own cache.",
     )
     backend: str = key(
         "local",

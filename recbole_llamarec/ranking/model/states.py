@@ -45,7 +45,8 @@ def only_rows(module: nn.Module | None, rows: Tensor) -> Iterator[None]:
     are read need it.
 
     Args:
-        module: its input and output are ``[..., H]``; None changes nothing.
+        module: its input and output, or the first of several, are ``[..., H]``; None changes
+            nothing.
         rows: positions, counted over all dimensions but the last.
     """
     if module is None:
@@ -58,7 +59,9 @@ def only_rows(module: nn.Module | None, rows: Tensor) -> Iterator[None]:
         shape = inputs[0].shape
         return (inputs[0].flatten(0, -2)[rows][None], *inputs[1:])  # [1, rows, H]
 
-    def put_back(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def put_back(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Any) -> Any:
+        if isinstance(output, tuple):  # with the router's scores, of a mixture of experts
+            return (put_back(_module, _inputs, output[0]), *output[1:])
         whole = output.new_zeros(shape).flatten(0, -2)  # [B * T, H]
         return whole.index_copy(0, rows, output[0]).view(shape)
 

@@ -84,7 +84,7 @@ class PromptBuilder:
         special = special_texts(tokenizer)
         self._special = tuple(special)
         self._layouts: dict[tuple[int, int], _Layout] = {}
-        self._static_ids: dict[str, list[int]] = {}
+        self._static_ids: dict[tuple[str, bool], list[int]] = {}  # by text and start
         self._pieces: dict[tuple[str, str], dict[int, list[int]]] = {}  # by (lead, glue)
         self._rules = TitleRules.build(
             self.template.text,
@@ -154,23 +154,20 @@ class PromptBuilder:
         return ids, len(kept)
 
     def places_behind(self, history: Sequence[int], candidates: Sequence[int]) -> tuple[int, ...]:
-        """Where the text of each candidate ends, in a prompt that shows all of ``history``."""
+        """Where the text of each candidate ends, in a prompt that shows all of ``history``.
+
+        It ends with what parts it from the next one; where labels stand before titles, with the
+        title, as the next one's label comes together with what parts them.
+        """
         slots, ids_after = self._layout(len(history), len(candidates))
-        starts, n_tokens = [], 0
+        starts, ends, n_tokens = [], [], 0
         for item, slot in zip((*history, *candidates), slots, strict=True):
             starts.append(n_tokens + len(slot.ids_before))
             n_tokens = starts[-1] + len(slot.pieces[item])
-        behind = [*starts[len(history) + 1 :], n_tokens + len(ids_after)]
-        return tuple(place - 1 for place in behind)
-
-    def encode_all(
-        self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
-    ) -> list[list[int]]:
-        """Encode many prompts as :meth:`encode` does one; warn once of those shortened."""
-        before = self.n_shortened
-        encoded = [self.encode(h, c) for h, c in zip(histories, candidates, strict=True)]
-        self.report_shortened(since=before)
-        return encoded
+            ends.append(n_tokens)
+        is_label_first = "{label}" in self.template.candidate_item.partition("{title}")[0]
+        behind = ends[len(history) : -1] if is_label_first else starts[len(history) + 1 :]
+        return tuple(place - 1 for place in (*behind, n_tokens + len(ids_after)))
 
     def text(self, history: Sequence[int], candidates: Sequence[int]) -> str:
         """Return the text whose token ids :meth:`encode` returns, which see for the arguments."""
@@ -266,10 +263,10 @@ class PromptBuilder:
         return self._layouts[n_history, n_candidates]
 
     def _encode_static(self, text: str, start: bool) -> list[int]:
-        if text not in self._static_ids:
+        if (text, start) not in self._static_ids:
             ids = encode_start(self.tokenizer, text) if start else self._encode_pieces([text])[0]
-            self._static_ids[text] = ids if text else []
-        return self._static_ids[text]
+            self._static_ids[text, start] = ids if text else []
+        return self._static_ids[text, start]
 
     def _encode_pieces(self, pieces: list[str]) -> list[list[int]]:
         return encode_pieces(self.tokenizer, pieces)

@@ -105,21 +105,29 @@ def label_log_probabilities(
 
 def _entries(logprobs: Any, labels: LabelTokens) -> Iterator[tuple[int | None, Any]]:
     """Token and log-probability of each entry of the one generated token."""
-    lists = [logprobs.get(name) for name in ("content", "top_logprobs")] if logprobs else []
-    tokens = next((held for held in lists if isinstance(held, list) and len(held) == 1), None)
-    if tokens is None or not isinstance(tokens[0], dict):
-        raise BadAnswerError(
-            "llm_http_url: the server's answer has no log-probabilities of one token (logprobs: "
-            f"{str(logprobs)[:200]}). Use a server that gives them in /completions."
-        )
-    if isinstance(logprobs.get("content"), list):
-        for entry in tokens[0].get("top_logprobs") or tokens[0].get("top_probs") or []:
-            named = entry.get("id")
-            token_id = named if isinstance(named, int) else labels.id_of(str(entry.get("token")))
-            yield token_id, entry["logprob"] if "logprob" in entry else _log(entry.get("prob"))
-    else:
-        for name, value in tokens[0].items():
+    held = logprobs if isinstance(logprobs, dict) else {}
+    if (token := _only(held.get("content"))) is not None:
+        entries = token.get("top_logprobs") or token.get("top_probs") or []
+        if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
+            for entry in entries:
+                named = entry.get("id")
+                own = named if isinstance(named, int) else labels.id_of(str(entry.get("token")))
+                yield own, entry["logprob"] if "logprob" in entry else _log(entry.get("prob"))
+            return
+    elif (token := _only(held.get("top_logprobs"))) is not None:
+        for name, value in token.items():
             yield labels.id_of(name), value
+        return
+    raise BadAnswerError(
+        "llm_http_url: the server's answer has no log-probabilities of one token (logprobs: "
+        f"{str(logprobs)[:200]}). Use a server that gives them in /completions."
+    )
+
+
+def _only(tokens: Any) -> dict[str, Any] | None:
+    """What a list of one token says of it; ``None`` where it is no such list."""
+    is_one = isinstance(tokens, list) and len(tokens) == 1 and isinstance(tokens[0], dict)
+    return tokens[0] if is_one else None
 
 
 def _log(probability: Any) -> float | None:

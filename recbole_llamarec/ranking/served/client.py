@@ -37,9 +37,9 @@ class BadAnswerError(ServerError):
 
 
 class _Again(Exception):
-    """One try has failed; ``seconds`` is how long the server asks to wait, if it does."""
+    """One try has failed; ``seconds`` is how long the server asks to wait at least."""
 
-    def __init__(self, reason: str, seconds: float | None = None) -> None:
+    def __init__(self, reason: str, seconds: float = 0.0) -> None:
         super().__init__(reason)
         self.seconds = seconds
 
@@ -91,7 +91,7 @@ class Client:
             try:
                 return self._answer(request, deadline)
             except _Again as failure:
-                pause = wait if failure.seconds is None else failure.seconds
+                pause = max(wait, failure.seconds)
                 if time.monotonic() + pause >= deadline:
                     raise ServerError(
                         f"llm_http_url: no answer of {request.full_url} within {self.timeout:g} s "
@@ -113,16 +113,13 @@ class Client:
                 text = _read(response, deadline)
         except HTTPError as error:
             with error:
-                said = _message(error.read(10_000))
+                said = f"HTTP {error.code}: {_message(_read_error(error, deadline))}"
             if error.code in AGAIN:
-                seconds = _seconds(error.headers.get("Retry-After"))
-                raise _Again(f"HTTP {error.code}: {said}", seconds) from error
+                raise _Again(said, _seconds(error.headers.get("Retry-After"))) from error
             if error.code in REMEDIES or error.code < 400:
                 remedy = REMEDIES.get(error.code, "Give the address that it redirects to.")
-                raise ServerError(
-                    f"llm_http_url: {url} answers HTTP {error.code}: {said} {remedy}"
-                ) from error
-            raise RefusedError(f"HTTP {error.code}: {said}") from error
+                raise ServerError(f"llm_http_url: {url} answers {said} {remedy}") from error
+            raise RefusedError(f"llm_http_url: {url} answers {said}") from error
         except (OSError, HTTPException) as error:
             raise _Again(f"{type(error).__name__}: {error}") from error
         try:
@@ -153,6 +150,14 @@ def _read(response: Any, deadline: float) -> bytes:
     return b"".join(parts)
 
 
+def _read_error(error: HTTPError, deadline: float) -> bytes:
+    """The body of an error; empty where it cannot be read."""
+    try:
+        return _read(error, deadline)
+    except (OSError, HTTPException):
+        return b""
+
+
 def _message(text: bytes) -> str:
     """What a server says of an error: the message in its JSON, or its beginning."""
     try:
@@ -166,15 +171,15 @@ def _shown(text: bytes) -> str:
     return text[:MOST_SHOWN].decode(errors="replace")
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    """The header ``Retry-After``: seconds, or a date."""
+def _seconds(retry_after: str | None) -> float:
+    """The header ``Retry-After``, seconds or a date; 0 without one."""
     if retry_after is None:
-        return None
+        return 0.0
     try:
-        return max(0.0, float(retry_after))
+        return float(retry_after)
     except ValueError:
         pass
     try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+        return parsedate_to_datetime(retry_after).timestamp() - time.time()
     except (ValueError, TypeError):
-        return None
+        return 0.0

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from recbole_llamarec.ranking.letters import prompts_and_verbalizer
+from recbole_llamarec.ranking.letters import items_to_try, prompts_and_verbalizer
+from recbole_llamarec.ranking.model.head import prompt_limit
 from recbole_llamarec.ranking.prompt.builder import PromptBuilder
 from recbole_llamarec.ranking.protocol import Encoded, Loss, ServedParts
 from recbole_llamarec.ranking.served.answers import LabelTokens
@@ -52,12 +53,11 @@ class ServedLetters:
         """
         settings = parts.settings
         server = LabelServer(settings.llm_http)
-        limit = settings.prompt_max_tokens
-        if limit is None and server.max_tokens is not None:
-            limit = server.max_tokens - 1  # a label is generated behind the prompt
+        # A label is generated behind the prompt.
+        limit = prompt_limit(settings.prompt_max_tokens, server.max_tokens, n_behind=1)
         prompts, verbalizer = prompts_and_verbalizer(parts.tokenizer, parts.texts, settings, limit)
         labels = LabelTokens(parts.tokenizer, verbalizer.token_ids)
-        items = range(1, min(len(verbalizer.labels), len(parts.texts) - 1) + 1)
+        items = items_to_try(prompts, settings)
         histories = (items[:n] for n in range(N_PROBES))
         probes = [prompts.encode_shown(history, items)[0] for history in histories]
         return cls(prompts, server.reader(labels, probes), losses)

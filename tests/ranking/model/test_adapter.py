@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import warnings
 
 import pytest
@@ -298,6 +299,28 @@ def test_files_that_are_no_adapter_are_refused(tmp_path):
     config.write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):
         load_adapter(tiny_llama(), directory)
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ({"lora_alpha": "32"}, "its lora_alpha is '32', which is no finite number"),
+        ({"r": "8"}, "its r is '8', which is no finite number"),
+        ({"lora_dropout": None}, "its lora_dropout is None"),
+        ({"bias": "foo"}, "its bias is 'foo', which must be none, all or lora_only"),
+        ({"rank_pattern": "foo"}, "PEFT cannot make what its configuration says"),
+        ({"target_modules": "(("}, "PEFT cannot make what its configuration says"),
+    ],
+)
+def test_a_configuration_of_no_use_is_refused_and_the_model_left_alone(tmp_path, value, fault):
+    save_adapter(trained(), tmp_path / "adapter")
+    (tmp_path / "adapter" / "SHA256SUMS").unlink()
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | value))
+    model = tiny_llama()
+    with pytest.raises(ValueError, match=f"The adapter in .* cannot be loaded.*{re.escape(fault)}"):
+        load_adapter(model, tmp_path / "adapter")
+    assert not any("lora_" in name for name, _ in model.named_modules())
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,15 @@ def test_the_fastest_way_that_works_is_chosen(kind, attention, expected, trainin
     assert model.config._attn_implementation == after
 
 
+def test_a_feed_forward_that_gives_its_routers_scores_too_is_computed_where_it_is_read():
+    model = tiny_model("gpt_oss")
+    forward = forward_for(model, "auto", CPU)
+    with torch.no_grad():
+        expected = plain_states(model, CONTEXTS, CONTINUATIONS, PLACES)
+        states = forward.hidden_at(CONTEXTS, CONTINUATIONS, PLACES)
+    torch.testing.assert_close(states, expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_cache_is_recognised_in_half_precision(kind, dtype):

@@ -104,6 +104,14 @@ def test_a_precision_that_is_slow_on_the_processor_is_warned_of(
         assert "Set llm_dtype to auto or float32" in caplog.text
 
 
+def test_of_a_processor_that_torch_does_not_describe_nothing_is_known(monkeypatch, caplog):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not prefers_bfloat16(CPU)
+    for device in (CPU, torch.device("cuda")):
+        warn_of_slow_precision(torch.bfloat16, device)
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("supported", [False, True])
 def test_a_gpu_prefers_bfloat16_where_it_need_not_emulate_it(supported, monkeypatch):
     def is_supported(including_emulation: bool = True) -> bool:

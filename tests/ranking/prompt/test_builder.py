@@ -23,6 +23,7 @@ from tokenizers import models, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from recbole_llamarec.ranking.prompt.builder import PromptBuilder
+from recbole_llamarec.ranking.prompt.template import PromptTemplate
 from recbole_llamarec.ranking.prompt.title import UNTITLED
 
 
@@ -32,6 +33,14 @@ from recbole_llamarec.ranking.prompt.title import UNTITLED
 def test_encode_is_the_tokenization_of_the_text(tokenizer, template, titles, shown, limit):
     builder = PromptBuilder(tokenizer, catalogue(titles), LABELS, template, max_title_tokens=limit)
     assert builder.encode(*shown) == tokenizer(builder.text(*shown)).input_ids
+
+
+def test_a_start_that_is_also_the_separator_stands_once_with_the_start_token(llama):
+    template = PromptTemplate(text=" | {history} | {candidates}", separator=" |")
+    builder = PromptBuilder(llama, catalogue([]), LABELS, template)
+    ids = builder.encode([1, 2], [3, 4])
+    assert ids == llama(builder.text([1, 2], [3, 4])).input_ids
+    assert ids.count(llama.bos_token_id) == 1
 
 
 def test_default_prompt_reads_as_documented(gpt2_style):

@@ -32,8 +32,9 @@ def ask(stand_in: StandIn, timeout: float = 5.0) -> dict:
         Reply({"error": {"message": "busy"}}, 500),
         Reply(b"<html>", 503),
         Reply(b'{"asked"', headers={"Content-Length": "100"}),  # the connection breaks
+        Reply(b'64\r\n{"error"', 500, {"Transfer-Encoding": "chunked"}),  # within an error
     ],
-    ids=["500", "503", "cut"],
+    ids=["500", "503", "cut", "cut error"],
 )
 def test_a_server_that_fails_is_asked_again(fault):
     with serving(StandIn(fault, fault)) as server:
@@ -49,8 +50,10 @@ def test_a_server_that_names_a_time_is_left_alone_until_then(is_date):
         assert time.monotonic() - start > 0.3
 
 
-def test_waits_grow():
-    with serving(StandIn(*[Reply({}, 500)] * 4)) as server:
+@pytest.mark.parametrize("after", [None, "0", "-1", formatdate(0, usegmt=True), "soon"])
+def test_waits_grow_whatever_less_a_server_asks_for(after):
+    headers = {} if after is None else {"Retry-After": after}
+    with serving(StandIn(*[Reply({}, 500, headers)] * 4)) as server:
         start = time.monotonic()
         ask(server)
         assert 0.01 + 0.02 + 0.04 + 0.08 <= time.monotonic() - start < 3
@@ -85,6 +88,14 @@ def test_an_answer_that_comes_drop_by_drop_is_not_waited_for():
         ask(server, timeout=0.3)
 
 
+def test_an_error_that_comes_drop_by_drop_is_not_waited_for():
+    with serving(StandIn(Reply(b" " * 40, 400, seconds_a_byte=0.05))) as server:
+        start = time.monotonic()
+        with pytest.raises(RefusedError, match="HTTP 400"):
+            ask(server, timeout=0.3)
+        assert time.monotonic() - start < 1
+
+
 def test_nobody_there():
     with serving(StandIn()) as server:
         pass
@@ -102,7 +113,8 @@ def test_an_answer_that_is_no_json_object_is_shown(body):
 
 def test_a_request_that_is_refused_is_not_repeated():
     with serving(StandIn(Reply({"error": {"message": "prompt too long"}}, 400))) as server:
-        with pytest.raises(RefusedError, match="HTTP 400: prompt too long"):
+        where = f"llm_http_url: {server.url}/completions answers HTTP 400: prompt too long"
+        with pytest.raises(RefusedError, match=where):
             ask(server)
         assert len(server.asked) == 1
 

@@ -20,19 +20,20 @@ from recbole_llamarec.ranking.served.answers import LabelTokens, label_log_proba
 from recbole_llamarec.ranking.served.client import BadAnswerError
 from recbole_llamarec.ranking.served.server import LabelServer, MissingLabelsError
 from recbole_llamarec.ranking.served.settings import HttpSettings
+from recbole_llamarec.ranking.verbalizer import default_labels
 
 TEXTS = ["", *titles(50)]
 ROWS = pools_of(6)[:2]  # histories and candidates
 
 
 class ServedSettings(Settings):
-    def __init__(self, url: str, **http):
-        super().__init__()
+    def __init__(self, url: str, own: dict | None = None, **http):
+        super().__init__(**(own or {}))
         object.__setattr__(self, "llm_http", HttpSettings(url=url, **({"timeout": 20} | http)))
 
 
-def served(server: StandIn, tokenizer, **http) -> Letters:
-    return Letters.served(ServedParts(tokenizer, TEXTS, ServedSettings(server.url, **http)))
+def served(server: StandIn, tokenizer, own: dict | None = None, **http) -> Letters:
+    return Letters.served(ServedParts(tokenizer, TEXTS, ServedSettings(server.url, own, **http)))
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,10 @@ def test_many_prompts_are_in_flight(tiny_llama, tokenizer):
         ({"choices": [{}, {}]}, "gives 2 choices"),
         ({"choices": [{"logprobs": None}]}, "no log-probabilities of one token"),
         ({"choices": [{"logprobs": {"top_logprobs": []}}]}, "no log-probabilities of one token"),
+        ({"choices": [{"logprobs": [1]}]}, "no log-probabilities of one token"),
+        ({"choices": [{"logprobs": "none"}]}, "no log-probabilities of one token"),
+        ({"choices": [{"logprobs": {"content": [{"top_logprobs": 5}]}}]}, "of one token"),
+        ({"choices": [{"logprobs": {"content": [{"top_probs": ["A"]}]}}]}, "of one token"),
         ({"choices": [{"logprobs": {"top_logprobs": [{"token_id:5": "x"}]}}]}, "is no number"),
         ({"choices": [{"logprobs": {"top_logprobs": [{"token_id:5": None}]}}]}, "is no number"),
     ],
@@ -134,6 +139,12 @@ def test_many_prompts_are_in_flight(tiny_llama, tokenizer):
 def test_answers_of_another_form_are_refused(tokenizer, body, words):
     with pytest.raises(BadAnswerError, match=f"llm_http_url: .*{words}"):
         label_log_probabilities(body, LabelTokens(tokenizer, [5, 6]), 3)
+
+
+def test_the_list_that_holds_the_token_is_read(tokenizer):
+    logprobs = {"content": [], "top_logprobs": [{"token_id:5": -1.0}]}
+    answer = {"choices": [{"logprobs": logprobs}]}
+    assert label_log_probabilities(answer, LabelTokens(tokenizer, [5, 6]), 3) == {5: -1.0}
 
 
 def test_an_answer_that_changes_its_form_in_the_run_ends_it(tiny_llama, tokenizer):
@@ -179,6 +190,19 @@ def test_prompts_keep_below_what_the_server_takes(tiny_llama, tokenizer, monkeyp
     with serving(TinyModel(tiny_llama)) as server:
         ranker = served(server, tokenizer)
     assert len(ranker.encode(list(range(10, 30)), range(1, 8)).context) <= 249
+
+
+def test_a_longer_prompt_than_the_server_takes_is_refused(tokenizer):
+    told = pytest.raises(ValueError, match="prompt_max_tokens: 2048 .* 1 of them behind .* 2047")
+    with serving(StandIn()) as server, told:
+        served(server, tokenizer, {"prompt_max_tokens": 2048})
+
+
+def test_a_server_is_tried_with_no_more_candidates_than_are_ranked(tiny_llama, tokenizer, local):
+    n_tokens = len(local.encode([1], range(1, 8)).context)
+    own = {"verbalizer_labels": default_labels(52), "prompt_max_tokens": n_tokens + 4}
+    with serving(TinyModel(tiny_llama)) as server:
+        assert served(server, tokenizer, own).max_candidates == 52
 
 
 def test_a_ranker_with_scores_of_its_own_is_not_served(tokenizer):
