@@ -24,6 +24,12 @@ class DamagedFileError(ValueError):
     """A file is not what was written."""
 
 
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def sealed(archive: bytes) -> bytes:
     """Add the checksum of an archive, as its comment.
 
@@ -70,7 +76,7 @@ def check_seal(file: Path) -> bool:
 
 def write_sums(folder: Path) -> None:
     """Write the checksums of a folder's files, those of its folders too, into ``SHA256SUMS``."""
-    lines = [f"{_sha256(folder / name)}  {name}\n" for name in sorted(_files_of(folder))]
+    lines = [f"{sha256_of(folder / name)}  {name}\n" for name in sorted(_files_of(folder))]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -94,7 +100,7 @@ def check_sums(folder: Path) -> bool:
             raise FileNotFoundError(
                 f"{folder} has no file {name!r}, which {SUMS} lists in line {number}. {_RESTORE}"
             )
-        if _sha256(folder / name) != digest:
+        if sha256_of(folder / name) != digest:
             raise DamagedFileError(
                 f"{folder / name} is damaged: its SHA-256 is not that of {file.name}. {_RESTORE}"
             )
@@ -115,8 +121,3 @@ def _files_of(folder: Path) -> set[str]:
 
 def _lines(sums: Path) -> list[str]:
     return sums.read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -21,7 +21,7 @@ import torch
 from recbole_llamarec.checksums import DamagedFileError, check_seal, sealed, write_sums
 
 PART = ".part"  # ending of a file that is being written; a killed process may leave it
-REMEDY = "Have it take files again (space, rights), and give the same command again: it goes on."
+REMEDY = "Have it take files again (space, rights), and give the same command again."
 
 
 @contextmanager
@@ -39,8 +39,14 @@ def written_whole(
         ``part``. Where writing fails it is removed, and ``file`` is as before.
 
     Raises:
+        FileExistsError: what is there is no regular file, as a device or a folder; it stays.
         OSError: it cannot be written; says where, why and what to do.
     """
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise FileExistsError(
+            f"{key}: {str(file)!r} is no regular file, and would be replaced by one; give another "
+            "name."
+        )
     part = part or file.with_name(f"{file.name}{PART}")
     try:
         with naming(file, key):
@@ -55,15 +61,21 @@ def written_whole(
 
 @contextmanager
 def naming(path: Path, key: str) -> Iterator[None]:
-    """Within, an ``OSError`` of writing says where, by which key and what to do."""
+    """Within, an ``OSError`` of writing says where, by which key and what to do.
+
+    One without ``errno`` is not the system's: what computes the content has raised it, such as a
+    language model that is absent. It stays as it is, and so does one that names a file within.
+    """
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        is_named = isinstance(error.__cause__, OSError)
+        if error.errno is None or is_named:
+            raise
         raise OSError(
-            error.errno or errno.EIO,
-            f"{key}: {str(path)!r} cannot be written: {reason}. What was saved before stays as it "
-            f"is. {REMEDY}",
+            error.errno,
+            f"{key}: {str(path)!r} cannot be written: {error.strerror}. What was saved before "
+            f"stays as it is. {REMEDY}",
         ) from error
 
 
@@ -109,7 +121,8 @@ def folder_written_whole(
     The names beside it do not change, so that what a killed run leaves is removed by the next one.
 
     Args:
-        directory: made with its parents; a folder of the same files already there is replaced.
+        directory: made with its parents; a folder of the same files already there is replaced. A
+            symbolic link to a folder stays, and the folder is replaced.
         key: YAML key or option that names where it is, for messages.
         require_own: raises ``FileExistsError`` where what is there must stay; if left out, any
             other file than those that are written must.
@@ -121,7 +134,7 @@ def folder_written_whole(
         FileExistsError: the directory holds something else, which would be lost.
         OSError: it cannot be written.
     """
-    staging, replaced = _names_beside(directory)
+    directory, staging, replaced = _with_names_beside(directory)
     try:
         with naming(directory, key):
             directory.parent.mkdir(parents=True, exist_ok=True)
@@ -156,17 +169,22 @@ def _require_same_files(directory: Path, staging: Path, key: str) -> None:
 
 def remove_leftovers(directory: Path) -> None:
     """Remove what a process left that was killed in :func:`folder_written_whole`."""
-    staging, replaced = _names_beside(directory)
+    directory, staging, replaced = _with_names_beside(directory)
     if replaced.exists() and not directory.exists():  # killed between the two renames
         replaced.rename(directory)
     for folder in (staging, replaced):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _names_beside(directory: Path) -> tuple[Path, Path]:
-    """Of the folder that is being written, and of the one that it replaces."""
+def _with_names_beside(directory: Path) -> tuple[Path, Path, Path]:
+    """The folder itself, the one that is being written, and the one that it replaces."""
+    directory = Path(os.path.realpath(directory))  # a link may lead to another file system
     hidden = f".{directory.name}"
-    return directory.with_name(f"{hidden}{PART}"), directory.with_name(f"{hidden}.replaced")
+    return (
+        directory,
+        directory.with_name(f"{hidden}{PART}"),
+        directory.with_name(f"{hidden}.replaced"),
+    )
 
 
 def flush(path: Path) -> None:

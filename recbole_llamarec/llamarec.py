@@ -137,23 +137,25 @@ class LlamaRec(SequentialRecommender):
             RuntimeError: scoring failed in a way that RecBole would take for "not implemented".
         """
         try:
-            candidates = self.propose(interaction)
-            ranked = self._rows_to_rank(interaction, candidates)  # [R]
-            items = candidates.items[ranked].cpu()  # [R, K]
-            retriever = candidates.scores[ranked].cpu()  # [R, K]
-            masked = candidates.masked[ranked].cpu()  # [R, K]
-            opinions = self.opinions(self.rows_of(interaction, ranked), items, masked)
-            final = self.final_scores(retriever, opinions)  # [R, K]
-            best_first = best_first_of(final.masked_fill(masked, -torch.inf))  # [R, K]
-            if self._pass is not None:
-                users, targets = interaction[self.USER_ID].cpu(), interaction[self.ITEM_ID].cpu()
-                order = candidates.order.cpu()
-                ranks = 1 + (order == targets.unsqueeze(1)).int().argmax(1)  # [B]
-                self._pass.note(users, targets, ranks)
-                self._pass.note_ranked(ranked.cpu(), items, retriever, opinions, best_first, masked)
-            return candidates.reordered(ranked, best_first.to(ranked.device))
+            return self.reordered(interaction, self.propose(interaction))
         except NotImplementedError as error:  # RecBole would fall back to item-by-item scoring
             raise RuntimeError(f"LlamaRec cannot score this batch: {error}") from error
+
+    def reordered(self, interaction, candidates: Candidates) -> torch.Tensor:
+        """:meth:`full_sort_predict` of a batch whose candidates :meth:`propose` has given."""
+        ranked = self._rows_to_rank(interaction, candidates)  # [R]
+        items = candidates.items[ranked].cpu()  # [R, K]
+        retriever = candidates.scores[ranked].cpu()  # [R, K]
+        masked = candidates.masked[ranked].cpu()  # [R, K]
+        opinions = self.opinions(self.rows_of(interaction, ranked), items, masked)
+        final = self.final_scores(retriever, opinions)  # [R, K]
+        best_first = best_first_of(final.masked_fill(masked, -torch.inf))  # [R, K]
+        if self._pass is not None:
+            users, targets = interaction[self.USER_ID].cpu(), interaction[self.ITEM_ID].cpu()
+            ranks = 1 + (candidates.order.cpu() == targets.unsqueeze(1)).int().argmax(1)  # [B]
+            self._pass.note(users, targets, ranks, interaction[self.ITEM_SEQ_LEN].cpu())
+            self._pass.note_ranked(ranked.cpu(), items, retriever, opinions, best_first, masked)
+        return candidates.reordered(ranked, best_first.to(ranked.device))
 
     def predict(self, interaction) -> torch.Tensor:
         """Score the given item of each row, as :meth:`full_sort_predict` does; ``[B]``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,5 +28,5 @@ PATH = Rule(
 FILE = Rule(
     "str",
     f"the path of a file, {PATH.allowed}",
-    lambda value: _is_path(value) and Path(value).name != "" and not Path(value).is_dir(),
+    lambda value: _is_path(value) and Path(value).name != "" and not os.path.isdir(value),
 )

@@ -88,7 +88,8 @@ def _is_mode(value: Any) -> bool:
 
 
 def _is_group(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value.lower() in ("user", "none"))
+    is_none = value is None or (isinstance(value, str) and value.lower() == "none")
+    return is_none or value == "user"  # RecBole compares this word as it is written
 
 
 INTERVALS = Rule(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from recbole_llamarec.keys import shown
 from recbole_llamarec.ranking.protocol import ranker_names
 
 
@@ -67,7 +68,7 @@ def removed_values(config: Any) -> dict[str, str]:
             is there.
     """
     return {
-        name: f"{name}: {config[name]!r} has been removed: {remedy}."
+        name: f"{name}: {shown(config[name])} has been removed: {remedy}."
         for name, (is_meant, remedy) in REMOVED.items()
         if name in config and is_meant(config[name])
     }

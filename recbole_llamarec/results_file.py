@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recbole_llamarec.checksums import sha256_of
 from recbole_llamarec.files import flush, naming, written_whole
 from recbole_llamarec.version import __version__
 
@@ -57,7 +58,7 @@ class ResultsFile:
         histories_sha256, self.n_histories = digest_and_lines(histories)
         self._run = {
             "recbole_llamarec": __version__,
-            "checkpoint_sha256": digest_and_lines(checkpoint)[0],
+            "checkpoint_sha256": sha256_of(checkpoint),
             "histories_sha256": histories_sha256,
             "k": k,
         }

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
+from recbole_llamarec.checksums import sha256_of
 from recbole_llamarec.files import PART, naming, written_whole
 from recbole_llamarec.histories import BATCH, KnowsItems, batched, histories_of
-from recbole_llamarec.results_file import digest_and_lines
 from recbole_llamarec.shards import rows_in, shards_of, write_results
 from recbole_llamarec.version import __version__
 
@@ -73,7 +73,7 @@ class ResultsFolder:
             )
         self._run = {
             "recbole_llamarec": __version__,
-            "checkpoint_sha256": digest_and_lines(checkpoint)[0],
+            "checkpoint_sha256": sha256_of(checkpoint),
             "k": k,
             "shards_sha256": {name: shard.sha256 for name, shard in self.shards.items()},
         }
@@ -114,7 +114,7 @@ class ResultsFolder:
             raise ValueError(f"--out: {str(self._about)!r} is of another run here.")
         if __version__ != self._run["recbole_llamarec"]:
             raise ValueError(f"recbole_llamarec is {__version__} here; install the same version.")
-        if digest_and_lines(self.checkpoint)[0] != self._run["checkpoint_sha256"]:
+        if sha256_of(self.checkpoint) != self._run["checkpoint_sha256"]:
             raise ValueError(f"--checkpoint: {str(self.checkpoint)!r} is another file here.")
 
     def check(self, recommender: Recommends) -> None:

@@ -29,20 +29,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if config["model"] != "LlamaRec":
             raise ValueError(f"{options.checkpoint!r} holds a {config['model']}, no LlamaRec.")
         depth = options.depth or max(*config["topk"], model.settings.rerank_candidates)
+        targets = []
         with (
-            written_whole(options.run, "--run") as run_part,
             written_whole(options.qrels, "--qrels") as qrels_part,
-            run_part.open("w", encoding="utf-8") as run,
             qrels_part.open("w", encoding="utf-8") as qrels,
         ):
-            n_rows = 0
-            for query, target, items in rankings(model, test, depth):
-                n_rows += 1
-                qrels.write(f"{query} 0 {target} 1\n")
-                for rank, item in enumerate(items, start=1):
-                    run.write(f"{query} Q0 {item} {rank} {depth + 1 - rank} {TAG}\n")
-    except (ValueError, OSError) as error:
+            with (
+                written_whole(options.run, "--run") as run_part,
+                run_part.open("w", encoding="utf-8") as run,
+            ):
+                for query, target, items in rankings(model, test, depth):
+                    targets.append(f"{query} 0 {target} 1\n")
+                    for rank, item in enumerate(items, start=1):
+                        run.write(f"{query} Q0 {item} {rank} {depth + 1 - rank} {TAG}\n")
+            qrels.writelines(targets)  # behind the run, so that each error names its own file
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
+    n_rows = len(targets)
     print(f"Written: {options.run}, {options.qrels} ({n_rows} queries, at most {depth} items each)")
 
 
@@ -81,8 +84,8 @@ def rankings(model: Any, loader: Any, depth: int) -> Iterator[tuple[str, str, li
         depth: most items of a row.
 
     Yields:
-        the query, which is the user's token and from the user's second row on ``TOKEN#ROW``; the
-        target's token; and those of the items, best first.
+        the query, which is the user's token and from the user's second row on ``TOKEN#NUMBER``,
+        which is no user's token; the target's token; and those of the items, best first.
 
     Raises:
         ValueError: a token has white space, which parts the fields of the form.
@@ -91,21 +94,30 @@ def rankings(model: Any, loader: Any, depth: int) -> Iterator[tuple[str, str, li
     dataset = loader.dataset
     users = dataset.field2id_token[dataset.uid_field]
     items = dataset.field2id_token[dataset.iid_field]
-    counts: Counter[str] = Counter()
+    names, counts = set(users), Counter[str]()
     for interaction, _, _, targets in loader:
         batch = interaction.to(model.device)
-        order = model.full_sort_predict(batch).argsort(dim=1, descending=True)  # [B, N]
-        n_ranked: Tensor = model.propose(batch).n_open.clamp(max=depth)  # [B]
+        proposed = model.propose(batch)
+        scores: Tensor = model.reordered(batch, proposed)  # [B, N]
+        order = scores.topk(min(depth, proposed.n_items)).indices  # [B, depth]
         rows = zip(
             *(interaction[dataset.uid_field].tolist(), targets.tolist()),
-            *(order[:, :depth].tolist(), n_ranked.tolist()),
+            *(order.tolist(), proposed.n_open.tolist()),
             strict=True,
         )
         for user, target, best, n in rows:
-            token = _field(users[user])
-            counts[token] += 1
-            query = token if counts[token] == 1 else f"{token}#{counts[token]}"
+            query = _query(_field(users[user]), names, counts)
             yield query, _field(items[target]), [_field(items[item]) for item in best[:n]]
+
+
+def _query(token: str, names: set[str], counts: Counter[str]) -> str:
+    """A name for the next row of a user."""
+    counts[token] += 1
+    if counts[token] == 1:
+        return token
+    while (query := f"{token}#{counts[token]}") in names:
+        counts[token] += 1
+    return query
 
 
 def _field(token: str) -> str:

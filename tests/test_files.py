@@ -51,6 +51,39 @@ def test_a_full_disk_leaves_the_former_file_and_says_which_key_and_why(tmp_path)
     assert names(tmp_path) == ["x.pt"]
 
 
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    for path in (pipe, folder):
+        with (
+            pytest.raises(FileExistsError, match=f"--out: '{path}' is no regular file"),
+            written_whole(path, "--out"),
+        ):
+            pytest.fail("it was not refused")
+    assert pipe.is_fifo() and folder.is_dir() and names(tmp_path) == ["folder", "pipe"]
+
+
+def test_an_error_of_what_computes_the_content_is_not_the_files(tmp_path):
+    with (
+        pytest.raises(ConnectionError, match="^the server does not answer$"),
+        written_whole(tmp_path / "x"),
+    ):
+        raise ConnectionError("the server does not answer")
+    assert names(tmp_path) == []
+
+
+def test_of_files_in_one_another_the_one_that_fails_is_named(tmp_path):
+    with (
+        files_of_at_most(10),
+        pytest.raises(OSError) as raised,
+        written_whole(tmp_path / "outer", "--outer"),
+        written_whole(tmp_path / "inner", "--inner") as part,
+    ):
+        part.write_text("too much for this disk")
+    assert "--inner: " in str(raised.value) and "--outer" not in str(raised.value)
+
+
 def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "saved").write_text("notes")
     with pytest.raises(OSError, match=r"checkpoint_dir: .*saved.* cannot be written"):
@@ -96,3 +129,15 @@ def test_a_folder_takes_its_place_whole_with_its_checksums(tmp_path):
         (staging / "a").write_text("too much for this disk")
     assert (directory / "a").read_text() == "new"
     assert names(tmp_path) == ["adapter"]
+
+
+def test_a_link_to_a_folder_stays_and_its_folder_is_written_again_and_again(tmp_path):
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    real.mkdir(parents=True)
+    link.symlink_to(real)
+    for content in ("a", "b", "c"):
+        with folder_written_whole(link) as staging:
+            (staging / "x").write_text(content)
+        assert (real / "x").read_text() == content
+    assert link.is_symlink() and names(tmp_path) == ["disk", "link"]
+    assert names(real.parent) == ["real"]

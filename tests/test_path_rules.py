@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from recbole_llamarec.path_rules import FILE, PATH
@@ -26,3 +28,13 @@ def test_what_a_path_and_a_files_path_may_be(path, is_path, is_file, tmp_path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests").mkdir()
     assert (PATH.accepts(path), FILE.accepts(path)) == (is_path, is_file)
+
+
+def test_a_path_behind_a_folder_that_cannot_be_read_may_be_a_file(monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", denied)
+        is_file = FILE.accepts("closed/run.pth")
+    assert is_file

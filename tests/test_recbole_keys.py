@@ -77,10 +77,12 @@ def test_recboles_file_of_a_data_set_keeps_its_rules(dataset):
             [
                 {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"},
                 {"split": {"RS": [8, 1, 1]}, "mode": {"valid": "full", "test": "uni100"}},
+                *({"group_by": group} for group in ("user", "none", "None", None)),
             ],
             [
                 *("full", None, {"order": "RO"}, {"mode": "fast"}, {"mode": ["full"]}, {"x": 1}),
                 *({"split": "RS"}, {"split": {"LS": "all"}}, {"split": {"RS": [0.9, 0.1]}}),
+                {"group_by": "User"},
             ],
         ),
         (

@@ -160,3 +160,14 @@ def test_a_worker_sees_whether_its_machine_has_the_same_files(batch, monkeypatch
     (batch.out / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="run.json' is of another run here"):
         sent.require_here()
+
+
+def test_an_error_of_the_model_is_no_error_of_the_folder(batch):
+    class Absent(StandIn):
+        def recommend(self, histories, k=10):
+            if histories:
+                raise FileNotFoundError("llm_name_or_path: 'none' is not there")
+            return []
+
+    with pytest.raises(FileNotFoundError, match="^llm_name_or_path: 'none' is not there$"):
+        batch.run(Absent())

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import ir_measures
+import numpy as np
 import pytest
 import torch
 from given import given_candidates, with_file, write_given
 from helpers import checkpoint_of, tiny_settings
 from ir_measures import RR, R, nDCG
+from limits import files_of_at_most
 from recbole.quick_start import load_data_and_model, run_recbole
 from recbole.utils import get_trainer
 from runs import batch_of, run_of
@@ -98,6 +100,51 @@ def test_rows_of_one_user_are_queries_of_their_own(tiny_run):
     queries = [query for query, _, _ in trec.rankings(run.model, run.test, 3)]
     assert len(set(queries)) == len(queries) == len(run.test.dataset)
     assert any(query.endswith("#2") for query in queries)
+
+
+def test_a_query_has_no_other_users_token(tiny_run):
+    split = {"split": {"RS": [6, 2, 2]}, "group_by": "user", "order": "TO", "mode": "full"}
+    run = run_of(tiny_run, eval_args=split)
+    tokens = run.test.dataset.field2id_token["user_id"]
+    several = np.flatnonzero(np.bincount(run.test.dataset.inter_feat["user_id"]) > 1)
+    first, other = several[:2]
+    run.test.dataset.field2id_token["user_id"] = np.array(tokens, dtype=object)
+    run.test.dataset.field2id_token["user_id"][other] = f"{tokens[first]}#2"
+    queries = [query for query, _, _ in trec.rankings(run.model, run.test, 3)]
+    assert len(set(queries)) == len(queries) == len(run.test.dataset)
+    own = [query for query in queries if query.split("#")[0] == tokens[first]]
+    assert own[:2] == [tokens[first], f"{tokens[first]}#3"]
+    assert f"{tokens[first]}#2#2" in own
+
+
+def test_the_catalogue_is_put_into_order_once_a_batch(tiny_run, monkeypatch):
+    run, batches = run_of(tiny_run), []
+    propose = run.model.propose
+    monkeypatch.setattr(run.model, "propose", lambda *a: batches.append(a) or propose(*a))
+    assert len(list(trec.rankings(run.model, run.test, 3))) > len(batches) == len(run.test)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no server"), ImportError("no pyarrow")])
+def test_an_error_of_the_model_is_no_error_of_the_files(trained, workdir, monkeypatch, error):
+    def fails(*_):
+        raise error
+        yield
+
+    monkeypatch.setattr(trec, "rankings", fails)
+    with pytest.raises(SystemExit) as raised:
+        write(trained.checkpoint, trained.data_path, workdir)
+    assert str(raised.value) == str(error) and not any(workdir.glob("out.*"))
+
+
+@pytest.mark.parametrize(("option", "n_rows"), [("--run", 5), ("--qrels", 0)])
+def test_a_full_disk_names_the_file_that_it_is_under(trained, workdir, monkeypatch, option, n_rows):
+    rows = [(f"u{number}", "i1", ["i1"] * n_rows) for number in range(30)]
+    monkeypatch.setattr(trec, "rankings", lambda *_: iter(rows))
+    with pytest.raises(SystemExit) as raised, files_of_at_most(200):
+        write(trained.checkpoint, trained.data_path, workdir)
+    message = str(raised.value)
+    assert f"{option}: " in message and "cannot be written: File too large" in message
+    assert message.count("cannot be written") == 1 and "goes on" not in message
 
 
 def test_what_cannot_be_written_is_refused(trained, workdir, monkeypatch):

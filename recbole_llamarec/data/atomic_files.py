@@ -7,7 +7,6 @@ however many lines on. Atomic files have no quoting: a field is the text between
 from __future__ import annotations
 
 import codecs
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,12 +132,6 @@ def read_atomic_file(
         for column, known, place in places:  # equal texts are kept once
             column.append(known.setdefault(cells[place], cells[place]))
     return AtomicFile(path, types, columns, blank_lines)
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _lines_of(path: Path, encoding: str | None) -> Iterator[tuple[int, str]]:

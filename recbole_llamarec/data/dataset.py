@@ -52,13 +52,16 @@ class LlamaRecDataset(AtomicDataset):
                 "and LRURec need timestamps: name the column with TIME_FIELD and load it with "
                 "load_col: {inter: [..., timestamp]}."
             )
-        if not self._is_exact:
-            return super()._data_filtering()
-        self.inter_feat["_line"] = np.arange(len(self.inter_feat))
         super()._data_filtering()
-        # rm_dup_inter sorts with an unstable algorithm; ties need the file order
-        self.inter_feat.sort_values("_line", inplace=True, ignore_index=True)
-        del self.inter_feat["_line"]
+
+    def _remove_duplication(self):
+        """RecBole's, whose sort is not stable; the rows that stay keep their order."""
+        keep = self.config["rm_dup_inter"]
+        if keep is None or not self._is_exact:
+            return super()._remove_duplication()
+        by_time = self.inter_feat.sort_values(self.time_field, kind="stable")
+        kept = by_time.drop_duplicates([self.uid_field, self.iid_field], keep=keep)
+        self.inter_feat = kept.sort_index()
 
     @property
     def _is_exact(self) -> bool:

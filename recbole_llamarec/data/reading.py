@@ -13,12 +13,8 @@ import pandas as pd
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
-from recbole_llamarec.data.atomic_files import (
-    AtomicFile,
-    DataSetError,
-    digest_of,
-    read_atomic_file,
-)
+from recbole_llamarec.checksums import sha256_of
+from recbole_llamarec.data.atomic_files import AtomicFile, DataSetError, read_atomic_file
 from recbole_llamarec.data.ready_made import check_histories, keep_in_histories, padding_in
 from recbole_llamarec.data.times import times_of
 from recbole_llamarec.keys import shown
@@ -75,7 +71,7 @@ class AtomicDataset(SequentialDataset):
                 (load_col is None or field in load_col) and field not in (unload_col or ())
             ),
         )
-        self.file_digests[file.path.name] = digest_of(file.path)
+        self.file_digests[file.path.name] = sha256_of(file.path)
         if not file.columns:
             self.logger.warning(f"No columns has been loaded from [{source}]")
             return None
@@ -109,7 +105,7 @@ class AtomicDataset(SequentialDataset):
             if longest is not None:
                 values = values.map(lambda row: row[:longest])
             length = max(map(len, values), default=0)
-        if isinstance(source, FeatureSource) or source != "link":
+        if source != "link":
             self.field2source[field], self.field2type[field] = source, kind
             self.field2seqlen[field] = length
             if kind in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):

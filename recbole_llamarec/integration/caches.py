@@ -19,11 +19,12 @@ import torch
 from recbole.config import Config
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_llamarec.data.atomic_files import digest_of
+from recbole_llamarec.checksums import sha256_of
 from recbole_llamarec.integration import known
 from recbole_llamarec.integration.catalogue import number_by, order_in, order_of, tokens_of
 from recbole_llamarec.integration.checkpoints import load_checkpoint
 from recbole_llamarec.integration.values import NOWHERE
+from recbole_llamarec.keys import shown
 from recbole_llamarec.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,13 @@ DATASET_KEYS = (
     *dataset_arguments,
     *("seed", "repeatable", "encoding", "numerical_features", "discretization"),
     *("exact_chronology", "item_text_format", "item_text_missing"),
+)
+# What besides decides how loaders deal out its rows. Torch fixes it when they are made, so that
+# RecBole's ``update_config`` changes nothing of it.
+LOADER_KEYS = (
+    *DATASET_KEYS,
+    *("eval_args", "train_batch_size", "eval_batch_size", "train_neg_sample_args", "transform"),
+    *("worker", "shuffle", "single_spec"),
 )
 
 _recbole_create_dataset = data_utils.create_dataset
@@ -63,6 +71,7 @@ def create_dataset(config: Config):
     dataset = _read(file)
     if dataset is not None and _is_current(file, dataset, config, DATASET_KEYS):
         logger.info(f"Load filtered dataset from: [{file}]")
+        dataset.config = config  # says how it is split
         return dataset
     with _without(config, "dataset_save_path"):
         return _recbole_create_dataset(config)
@@ -70,6 +79,8 @@ def create_dataset(config: Config):
 
 def load_split_dataloaders(config: Config):
     """RecBole's ``load_split_dataloaders``, likewise.
+
+    Several processes take no cache: it holds the rows of one of them.
 
     Args:
         config: of the run.
@@ -81,16 +92,14 @@ def load_split_dataloaders(config: Config):
         return _recbole_load_split_dataloaders(config)
     name = f"{config['dataset']}-for-{config['model']}-dataloader.pth"
     file = Path(config["dataloaders_save_path"] or Path(config["checkpoint_dir"], name))
-    cached = _read(file)
-    if cached is None:
-        return None
-    train = cached[0][0]
-    if not _is_current(file, train._dataset, config, (*DATASET_KEYS, "eval_args")):
+    cached = _read(file) if config["single_spec"] else None
+    if cached is None or not _is_current(file, cached[0][0]._dataset, config, LOADER_KEYS):
         return None
     for loader, state in cached:
         loader.generator = torch.Generator()
         loader.generator.set_state(state)
         loader.sampler.generator = loader.generator
+        loader._dataset.config = config
         loader.update_config(config)
     logger.info(f"Load split dataloaders from: [{file}]")
     return tuple(loader for loader, _ in cached)
@@ -134,14 +143,14 @@ def _differences(dataset: Any, config: Config, keys: tuple[str, ...]) -> list[st
     if written != __version__:
         return [f"recbole_llamarec was {written} and is {__version__}"]
     changed = [
-        f"{key} was {dataset.config[key]!r} and is {config[key]!r}"
+        f"{key} was {shown(dataset.config[key])} and is {shown(config[key])}"
         for key in keys
         if dataset.config[key] != config[key]
     ]
     folder = Path(config["data_path"])
     for name, digest in dataset.file_digests.items():
         path = folder / name
-        if not path.is_file() or digest_of(path) != digest:
+        if not path.is_file() or sha256_of(path) != digest:
             changed.append(f"{path} has changed")
     order = order_of(config)
     if order is not None and tokens_of(dataset) != order.tokens:

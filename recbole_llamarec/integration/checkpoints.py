@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
@@ -56,7 +57,7 @@ def load_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
     """
     is_checked = False
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # without a word where its folder cannot be read
         raise FileNotFoundError(f"There is no checkpoint at {str(path)!r}; check the path.")
     try:
         is_checked = check_seal(path)
@@ -150,7 +151,7 @@ def load_data_and_model(model_file: str | Path, data_path: str | Path | None = N
             config = config_from_file(checkpoint["config"], folder)
         except ValueError as error:
             raise ValueError(f"The checkpoint {str(file)!r}: {error}") from error
-        if not Path(config["data_path"]).is_dir():  # RecBole would fetch it
+        if not os.path.isdir(config["data_path"]):  # RecBole would fetch it
             raise FileNotFoundError(
                 f"The data set {config['dataset']!r} of {str(file)!r} is not at "
                 f"{config['data_path']!r}; name the folder that it lies in as data_path."

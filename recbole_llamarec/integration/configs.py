@@ -38,6 +38,12 @@ SHARED_KEYS = (
     *("valid_neg_sample_args", "test_neg_sample_args", "encoding", "exact_chronology"),
     "retriever_file",
 )
+# By those of them that RecBole derives, the key that it derives them from.
+DERIVED_FROM = {
+    "valid_metric_bigger": "valid_metric",
+    "eval_type": "metrics",
+    **dict.fromkeys(("valid_neg_sample_args", "test_neg_sample_args"), "eval_args"),
+}
 
 
 def sequential_model_class(name: str) -> type:
@@ -55,7 +61,7 @@ def sequential_model_class(name: str) -> type:
     try:
         model_class = get_model(name)
     except (ValueError, AttributeError, TypeError, ModuleNotFoundError):
-        names = ", ".join(sorted(n for n in vars(sequential_recommenders) if n[0].isupper()))
+        names = ", ".join(sorted(filter(_is_retriever, vars(sequential_recommenders))))
         raise ValueError(
             f"retriever: {name!r} is not a model that RecBole knows. Allowed are its sequential "
             f"recommenders, spelt as their classes: {names}; or file."
@@ -65,13 +71,23 @@ def sequential_model_class(name: str) -> type:
             f"retriever: {name!r} is not a sequential retriever; LlamaRec retrieves from a user's "
             "history. Use a sequential recommender such as LRURec, SASRec or GRU4Rec."
         )
-    if model_class.full_sort_predict is AbstractRecommender.full_sort_predict:
+    if not _orders_catalogue(model_class):
         raise ValueError(
             f"retriever: {name!r} scores one given item at a time and puts no whole catalogue into "
             "an order, so that it proposes no candidates. Use a sequential recommender such as "
             "LRURec, SASRec or GRU4Rec."
         )
     return model_class
+
+
+def _is_retriever(name: str) -> bool:
+    """Whether a name in RecBole's module of sequential recommenders is that of a retriever."""
+    is_class = name[0].isupper() and name != "LlamaRec"
+    return is_class and _orders_catalogue(getattr(sequential_recommenders, name))
+
+
+def _orders_catalogue(model_class: Any) -> bool:
+    return model_class.full_sort_predict is not AbstractRecommender.full_sort_predict
 
 
 def retriever_config(config: Config, model: str, overrides: Mapping[str, Any]) -> Config:
@@ -100,7 +116,7 @@ def retriever_config(config: Config, model: str, overrides: Mapping[str, Any]) -
     if derived["loss_type"] != "CE" and not negatives_are_given:
         derived = build({})
     for key in SHARED_KEYS:
-        if key in config and key not in overrides:
+        if key in config and not {key, DERIVED_FROM.get(key)} & overrides.keys():
             derived[key] = config[key]
     # writes its field names into the configuration, where the model reads them
     construct_transform(derived)

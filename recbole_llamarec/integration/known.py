@@ -36,9 +36,6 @@ default_settings: dict[str, Mapping[str, Any]] = {FILE_RETRIEVER: {"loss_type": 
 def properties_file(kind: str, name: str) -> Path:
     """Path of ``properties/<kind>/<name>.yaml``, in a checkout or in an installed package.
 
-    A wheel carries the folder inside the package; a checkout (and an editable install) has it
-    beside the package.
-
     Args:
         kind: a folder of ``properties/``, such as ``model`` or ``dataset``.
         name: name of the model or the data set.
@@ -46,9 +43,30 @@ def properties_file(kind: str, name: str) -> Path:
     Returns:
         the path; the file need not exist.
     """
+    return _properties() / kind / f"{name}.yaml"
+
+
+def named_file(name: str) -> Path:
+    """A file that a command names: ``properties/…`` is the package's where there is none here.
+
+    Args:
+        name: path as the user gives it; the file need not exist.
+    """
+    file = Path(name)
+    own = _properties().parent / file
+    is_own = file.parts[:1] == ("properties",) and not file.exists() and own.is_file()
+    return own if is_own else file
+
+
+def property_files(names: str) -> list[str]:
+    """The value of ``--config_files``, names with spaces between them, as paths."""
+    return [str(named_file(name)) for name in names.split()]
+
+
+def _properties() -> Path:
+    """A wheel carries the folder inside the package; a checkout has it beside the package."""
     installed = PACKAGE / "properties"
-    root = installed if installed.is_dir() else PACKAGE.parent / "properties"
-    return root / kind / f"{name}.yaml"
+    return installed if installed.is_dir() else PACKAGE.parent / "properties"
 
 
 def rules_of(model: str) -> Mapping[str, Rule]:

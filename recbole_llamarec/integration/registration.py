@@ -7,9 +7,11 @@ import sys
 import types
 from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 import recbole.data.dataset as recbole_datasets
+import recbole.model as recbole_models
 import recbole.model.sequential_recommender as sequential_recommenders
 import recbole.trainer as recbole_trainers
 
@@ -49,11 +51,14 @@ def register_retriever(
         trainer_class: where RecBole's ``Trainer`` does not suit it.
 
     Raises:
-        ValueError: RecBole or this package has a model of that name.
+        ValueError: RecBole or this package has a model of that name, in whatever case.
     """
     name = model_class.__name__
-    if hasattr(sequential_recommenders, name) and name not in known.registered_classes:
-        raise ValueError(f"There is a model {name!r} already; call yours otherwise.")
+    if name not in known.registered_classes and _is_taken(name):
+        raise ValueError(
+            f"There is a model {name!r} already, for RecBole finds models by their names in lower "
+            "case; call yours otherwise."
+        )
     _make_known(model_class)
     known.registered_classes[name] = model_class
     known.default_settings[name] = dict(defaults or {})
@@ -61,10 +66,20 @@ def register_retriever(
         setattr(recbole_trainers, f"{name}Trainer", trainer_class)
 
 
+def _is_taken(name: str) -> bool:
+    """Whether RecBole's ``get_model`` finds a module for a name, in any of its parts."""
+    files = Path(recbole_models.__file__).parent.glob(f"*_recommender/{name.lower()}.py")
+    return _module_of(name) in sys.modules or any(files)
+
+
+def _module_of(name: str) -> str:
+    return f"{sequential_recommenders.__name__}.{name.lower()}"
+
+
 def _make_known(model_class: type, name: str | None = None) -> None:
     """Put a model where RecBole's ``get_model`` looks it up by name, its class's if left out."""
     name = name or model_class.__name__
-    module = types.ModuleType(f"{sequential_recommenders.__name__}.{name.lower()}")
+    module = types.ModuleType(_module_of(name))
     module.__spec__ = ModuleSpec(module.__name__, None)
     setattr(module, name, model_class)
     sys.modules[module.__name__] = module

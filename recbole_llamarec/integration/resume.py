@@ -19,6 +19,7 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import Trainer
 from torch import Tensor
 
+from recbole_llamarec import distributed
 from recbole_llamarec.integration.checkpoints import runs_recboles_loop
 from recbole_llamarec.integration.values import is_plain
 
@@ -143,7 +144,7 @@ def _training_state(
         "best_valid_score": float(trainer.best_valid_score),
         "best_valid_result": result and {name: float(value) for name, value in result.items()},
         "train_loss": dict(trainer.train_loss_dict),
-        "random": _of_all_processes(random_state(trainer.device)),
+        "random": distributed.gathered(random_state(trainer.device)),
         "loader": {name: loader.generator.get_state() for name, loader in loaders.items()},
     }
 
@@ -168,17 +169,7 @@ def _restore_random(
 ) -> None:
     for name, state in saved["loader"].items():
         loaders[name].generator.set_state(state.cpu())
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    set_random_state(saved["random"][rank % len(saved["random"])], device)
-
-
-def _of_all_processes(state: State) -> list[State]:
-    """The states of all processes by global rank."""
-    if not torch.distributed.is_initialized():
-        return [state]
-    states: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(states, state)
-    return states
+    set_random_state(saved["random"][distributed.rank() % len(saved["random"])], device)
 
 
 def _loaders(trainer: Any, train_loader: AbstractDataLoader) -> dict[str, Any]:

@@ -6,8 +6,10 @@ configurations and of checkpoints are in modules of their own.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
+import os
 import sys
 import types
 import warnings
@@ -36,6 +38,7 @@ from recbole_llamarec.integration import (
     dealing,
     known,
 )
+from recbole_llamarec.integration.values import comes_from_file
 
 _recbole_init_device = Config._init_device
 _recbole_map_reduce = trainer_module.Trainer._map_reduce
@@ -126,12 +129,22 @@ def init_logger(config) -> None:
     """RecBole's ``init_logger``, which says where no log can be written.
 
     A log file that cannot be written any more, as on a full disk, is given up with one line on
-    standard error; the run goes on, and the screen shows its log.
+    standard error; the run goes on, and the screen shows its log. So it does where there can be no
+    file from the start and a checkpoint is read, since what reads one need not write.
 
     Raises:
-        OSError: the folder of logs cannot be made or written to.
+        OSError: the folder of logs cannot be made or written to, and a model is to be trained.
     """
-    require_writable(Path("log", config["model"]), WORKING_FOLDER)
+    folder = Path("log", config["model"])
+    try:
+        require_writable(folder, WORKING_FOLDER)
+    except OSError as error:
+        if not comes_from_file(config):
+            raise
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s  %(message)s")
+        reason = os.strerror(error.errno or errno.EIO)
+        logging.warning(f"There is no file of this log in {str(folder.absolute())!r}: {reason}.")
+        return
     _recbole_init_logger(config)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):

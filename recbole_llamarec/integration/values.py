@@ -144,7 +144,13 @@ def config_from_file(values: Any, data_path: str | None = None) -> Config:
     except (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError) as error:
         raise ValueError(f"RecBole cannot use its settings ({error}).") from error
     config.external_config_dict = {}  # reported by the run that wrote them
+    config.comes_from_file = True
     return config
+
+
+def comes_from_file(config: Config) -> bool:
+    """Whether :func:`config_from_file` has made a ``Config``."""
+    return getattr(config, "comes_from_file", False)
 
 
 def settings_of_file(values: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from recbole.utils import get_trainer
 
+from recbole_llamarec import distributed
 from recbole_llamarec.data.seen import SeenItems, chosen_before, seen_mask
 from recbole_llamarec.finite import NotFiniteError
 from recbole_llamarec.integration.catalogue import order_in, require_same, tokens_of
@@ -130,10 +131,10 @@ def train_retriever(
     with masking, _naming_retriever(config):
         trainer.fit(train, valid, saved=True, show_progress=show_progress, callback_fn=record)
     curve.losses.update({epoch: float(loss) for epoch, loss in trainer.train_loss_dict.items()})
-    _wait_for_all_processes()  # the first one writes the file
+    distributed.barrier()  # the first one writes the file
     load_retriever(retriever, config["model"], file, key="checkpoint_dir")
     if not keep_file:
-        _wait_for_all_processes()  # all read it
+        distributed.barrier()  # all read it
         if config["local_rank"] == 0:
             file.unlink(missing_ok=True)  # the first process of another machine may share it
     return curve
@@ -166,11 +167,6 @@ def masking_seen(retriever, seen: SeenItems) -> Iterator[None]:
         del retriever.full_sort_predict
 
 
-def _wait_for_all_processes() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
 def _check_stage(config, retriever) -> None:
     stage = getattr(retriever, "train_stage", "finetune")
     if stage != "finetune":
@@ -193,7 +189,7 @@ def _naming_retriever(config) -> Iterator[None]:
         message = f"training of the retriever {config['model']}: The loss is NaN. {REMEDY}"
         raise NotFiniteError(message) from error
     except (RuntimeError, IndexError, KeyError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or torch.distributed.is_initialized():
+        if isinstance(error, torch.OutOfMemoryError) or distributed.is_distributed():
             raise
         raise RuntimeError(
             f"retriever: {config['model']} cannot be trained on this data with its keys "

@@ -129,6 +129,25 @@ def test_ties_stand_in_file_order_even_after_removing_duplicates(workdir):
     assert set(map(tuple, last_two_by_split(dataset).values())) == {("b", "d")}
 
 
+@pytest.mark.parametrize(("keep", "rating"), [("first", 1.0), ("last", 2.0)])
+def test_of_duplicates_of_the_same_time_the_files_first_or_last_line_stays(workdir, keep, rating):
+    folder = workdir / "data" / "twice"
+    folder.mkdir(parents=True)
+    pairs = [f"u{user}\ti{item}\t{9 - item}" for user in range(30) for item in range(9)]
+    rows = [f"{pair}\t{number}" for number in (1, 2) for pair in pairs]
+    head = "user_id:token\titem_id:token\ttimestamp:float\trating:float"
+    (folder / "twice.inter").write_text("\n".join([head, *rows]) + "\n")
+    dataset = make(
+        dataset="twice",
+        data_path=str(workdir / "data"),
+        item_text_format=None,
+        load_col=None,
+        normalize_all=False,
+        rm_dup_inter=keep,
+    )
+    assert dataset.inter_feat["rating"].tolist() == [rating] * len(pairs)
+
+
 def test_item_text_of_ml_100k(workdir):
     texts = make(model="LRURec", dataset="ml-100k", **UNFILTERED).item_texts()
     assert texts[0] == "" and len(texts) == 1683

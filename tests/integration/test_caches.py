@@ -9,6 +9,7 @@ import pytest
 from helpers import write_dataset
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
+from recbole.data.utils import load_split_dataloaders, save_split_dataloaders
 
 COLUMNS = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title", "year"]}
 FILES = {"save_dataset": "tiny-LlamaRecDataset.pth",
@@ -28,11 +29,17 @@ def settings(workdir) -> dict:
     }
 
 
+def config_of(settings: dict, **changes) -> Config:
+    return Config(model="LRURec", dataset="tiny", config_dict=settings | changes)
+
+
+def loaders_of(config: Config):
+    return data_preparation(config, create_dataset(config))
+
+
 def prepare(settings: dict, **changes):
     """A run's training data."""
-    config = Config(model="LRURec", dataset="tiny", config_dict=settings | changes)
-    train, *_ = data_preparation(config, create_dataset(config))
-    return train.dataset
+    return loaders_of(config_of(settings, **changes))[0].dataset
 
 
 @pytest.mark.parametrize("cache", FILES)
@@ -105,3 +112,43 @@ def test_a_cache_at_a_path_of_its_own(settings, workdir, caplog):
         assert f"Load filtered dataset from: [{moved}]" in caplog.text
         changed = {"item_text_missing": "fallback", "dataset_save_path": str(moved)}
         assert prepare(settings, **changed).item_num == 61
+
+
+def test_a_cached_data_set_is_split_as_the_run_says(settings):
+    ratios = {"split": {"RS": [2, 1, 1]}, "order": "TO", "group_by": "user", "mode": "full"}
+    expected = prepare(settings, eval_args=ratios)
+    assert len(prepare(settings, save_dataset=True)) > len(expected)
+    assert len(prepare(settings, save_dataset=True, eval_args=ratios)) == len(expected)
+
+
+def test_loaders_have_the_batch_sizes_of_the_run(settings):
+    prepare(settings, save_dataloaders=True)
+    sizes = {"train_batch_size": 3, "eval_batch_size": 2}
+    train, valid, _ = loaders_of(config_of(settings, **sizes))
+    assert len(next(iter(train))) == 3 and len(next(iter(valid))[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("train_batch_size", 3), ("eval_batch_size", 3), ("worker", 1), ("shuffle", False)],
+)
+def test_cached_loaders_that_deal_out_rows_otherwise_are_made_anew(settings, caplog, key, value):
+    prepare(settings, save_dataloaders=True)
+    with caplog.at_level(logging.WARNING):
+        prepare(settings, **{key: value})
+    assert f"{key} was " in caplog.text and "made anew" in caplog.text
+
+
+def test_loaders_are_cached_for_one_process_alone(settings, caplog):
+    config = config_of(settings, save_dataloaders=True)
+    loaders = loaders_of(config)
+    cached = load_split_dataloaders(config)
+    assert len(cached) == 3 and {loader.dataset.config for loader in cached} == {config}
+    config["single_spec"] = False  # one of several processes
+    assert load_split_dataloaders(config) is None
+    for loader in loaders:
+        loader.generator = cached[0].generator
+    save_split_dataloaders(config, loaders)
+    with caplog.at_level(logging.WARNING):
+        assert load_split_dataloaders(config_of(settings)) is None
+    assert "single_spec was False and is True" in caplog.text

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 from recbole.config import Config
 
 from recbole_llamarec.integration import known
-from recbole_llamarec.integration.configs import retriever_config
+from recbole_llamarec.integration.configs import retriever_config, sequential_model_class
 
 
 def test_defaults_stand_where_recbole_reads_a_models_own(workdir):
@@ -60,3 +61,24 @@ def test_a_retriever_shares_the_data_and_keeps_its_own_training(workdir):
     pairwise = retriever_config(run, "FPMC", {})
     assert pairwise["train_neg_sample_args"]["distribution"] == "uniform"
     assert sys.argv[1] == "--epochs=1"
+
+
+def test_what_recbole_derives_from_a_key_goes_with_that_key(workdir):
+    """The better value of a metric is the greater or the smaller one, whatever the run's is."""
+    run = Config(model="LlamaRec", dataset="ml-100k", config_dict={"valid_metric": "NDCG@10"})
+    of_gini = retriever_config(run, "SASRec", {"valid_metric": "GiniIndex@5"})
+    assert of_gini["valid_metric_bigger"] is False
+    assert retriever_config(run, "SASRec", {})["valid_metric_bigger"] is True
+    run["valid_metric"], run["valid_metric_bigger"] = "GiniIndex@5", False
+    assert retriever_config(run, "SASRec", {})["valid_metric_bigger"] is False
+    assert retriever_config(run, "SASRec", {"valid_metric": "MRR@5"})["valid_metric_bigger"] is True
+    sampled = {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "uni9"}}
+    assert retriever_config(run, "SASRec", sampled)["valid_neg_sample_args"]["sample_num"] == 9
+
+
+def test_the_retrievers_that_a_message_allows_are_allowed():
+    with pytest.raises(ValueError, match="'NoSuch' is not a model that RecBole knows") as raised:
+        sequential_model_class("NoSuch")
+    names = str(raised.value).split("classes: ")[1].removesuffix("; or file.").split(", ")
+    assert {"LRURec", "SASRec"} < set(names)
+    assert [sequential_model_class(name).__name__ for name in names] == names

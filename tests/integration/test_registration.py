@@ -45,6 +45,9 @@ def test_a_retriever_of_another_package(tiny_run):
         run_recbole(config_dict=tiny_run | settings | {"retriever_config": {"factr": -1.0}})
 
 
-def test_a_retriever_cannot_take_the_name_of_a_model():
-    with pytest.raises(ValueError, match="There is a model 'SASRec' already"):
-        register_retriever(type("SASRec", (SequentialRecommender,), {}))
+@pytest.mark.parametrize(
+    "name", ["SASRec", "Bert4Rec", "BPR", "KGAT", "XGBoost", "FM", "Lrurec", "File"]
+)
+def test_a_retriever_cannot_take_the_name_of_a_model(name):
+    with pytest.raises(ValueError, match=f"There is a model '{name}' already"):
+        register_retriever(type(name, (SequentialRecommender,), {}))

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 from helpers import environment
 from recbole.config import Config
 from recbole.evaluator.collector import Collector
 from recbole.quick_start import load_data_and_model, run_recbole
-from recbole.utils import get_trainer
+from recbole.utils import get_trainer, init_logger
 
 from recbole_llamarec.integration.data_shims import len_of_each
 
@@ -77,6 +78,15 @@ def test_a_full_disk_under_the_log_is_said_once(tmp_path):
     (told,) = [line for line in lines if "ends here" in line]
     assert "No space left on device" in told and str(tmp_path / "log") in told
     assert "Traceback" not in "".join(lines)
+
+
+def test_a_checkpoint_is_read_where_no_log_can_be_written(trained, monkeypatch, caplog):
+    monkeypatch.chdir("/proc")  # takes no file of root's either
+    config, *_ = load_data_and_model(trained.checkpoint, trained.data_path)
+    assert "There is no file of this log in '/proc/log/LlamaRec': No such file" in caplog.text
+    del config.comes_from_file
+    with pytest.raises(OSError, match="where the logs go: .*nothing has been trained yet"):
+        init_logger(config)
 
 
 def test_lengths_of_sequences_under_pandas_3():

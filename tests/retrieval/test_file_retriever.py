@@ -9,6 +9,7 @@ import torch
 from given import Given, given_candidates, with_file, write_given
 from helpers import checkpoint_of, tiny_settings
 from recbole.quick_start import load_data_and_model, run_recbole
+from running_service import run as serve
 from runs import METRICS, batch_of, order_of, run_of
 
 from recbole_llamarec.evaluation.table import stage_means
@@ -157,6 +158,15 @@ def test_recommendations_are_for_users_with_candidates(finished, workdir):
         recommender.recommend([["i1"]])
     ranked = recommender.rank(["i1"], ["i4", "i9", "i2"])
     assert {item.item for item in ranked} == {"i4", "i9", "i2"}
+
+
+def test_it_is_served_for_given_candidates(finished, workdir):
+    settings, _, checkpoint, _ = finished
+    running = serve(Recommender.from_checkpoint(checkpoint, settings["data_path"]))
+    answers = running.recommend(["i1"]), running.rank(["i1"], ["i4", "i9"])
+    running.stop()
+    assert [answer.status_code for answer in answers] == [422, 200]
+    assert "no candidates for users that are not named" in answers[0].json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
