@@ -4,7 +4,7 @@
 
 Each row of the table is a simulated cluster on this machine: so many raylets with one CPU each,
 and a worker of one thread on each. The histories are items drawn at random; results are compared
-byte by byte. Needs the extra ``[ray]``.
+byte by byte. Needs Ray (docs/cluster.md).
 """
 
 from __future__ import annotations

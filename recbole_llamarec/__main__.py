@@ -11,6 +11,7 @@ import argparse
 from recbole.quick_start import run
 
 from recbole_llamarec import report
+from recbole_llamarec.integration.known import property_files
 
 if report.is_available():
     report.install()
@@ -23,18 +24,19 @@ def main() -> None:
     )
     parser.add_argument("--model", "-m", default="LlamaRec", help="name of the model")
     parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the data set")
-    parser.add_argument("--config_files", default=None, help="property files, in one argument")
+    parser.add_argument(
+        "--config_files", type=property_files, help="property files, in one argument"
+    )
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine")
     parser.add_argument("--ip", default="localhost", help="address of the first machine")
     parser.add_argument("--port", default="5678", help="port on the first machine")
     parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines")
     parser.add_argument("--group_offset", type=int, default=0, help="first rank on this machine")
     arguments, _ = parser.parse_known_args()
-    files = arguments.config_files.split() if arguments.config_files else None
     run(
         arguments.model,
         arguments.dataset,
-        config_file_list=files,
+        config_file_list=arguments.config_files,
         nproc=arguments.nproc,
         world_size=arguments.world_size,
         ip=arguments.ip,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from recbole_llamarec.scoring.language_model import LanguageModel
 from recbole_llamarec.scoring.scorer import Rows
 
 Candidate = str | Mapping[str, str]  # an item token, or {"text": ...}
+Given = TypeVar("Given")
 
 
 class RankedCandidate(NamedTuple):
@@ -32,6 +33,17 @@ class RankedCandidate(NamedTuple):
     place: int
     title: str
     score: float
+
+
+def listed(given: Sequence[Given]) -> Sequence[Given]:
+    """A list of tokens or candidates, as it is.
+
+    Raises:
+        ValueError: it is a text, whose characters would pass for tokens.
+    """
+    if isinstance(given, str):
+        raise ValueError(f"{given!r} stands where a list is asked for; write [{given!r}].")
+    return given
 
 
 @contextmanager
@@ -50,10 +62,11 @@ def given_ids(
         pools: of each history.
 
     Raises:
-        ValueError: an item is unknown, or candidates are fewer than two or repeated.
+        ValueError: an item is unknown, what should be a list is a text, or candidates are fewer
+            than two or repeated.
     """
     rows = [*histories, *pools]
-    texts = [own["text"] for row in rows for own in row if not isinstance(own, str)]
+    texts = [own["text"] for row in rows for own in listed(row) if not isinstance(own, str)]
     with prompts.with_titles(texts) as added:
         id_of_text = dict(zip(texts, added, strict=True))
         ids = [

@@ -16,6 +16,7 @@ from recbole_llamarec.hyper_tuning import (
     tune_with_ray,
     with_trained_retriever,
 )
+from recbole_llamarec.integration.known import named_file, property_files
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,9 +50,11 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]
         description="Tune LlamaRec; --key=value sets any RecBole key for all trials.",
         allow_abbrev=False,
     )
-    parser.add_argument("--params_file", type=Path, required=True, help="what to tune")
+    parser.add_argument("--params_file", type=named_file, required=True, help="what to tune")
     parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the data set")
-    parser.add_argument("--config_files", help="property files, in one argument")
+    parser.add_argument(
+        "--config_files", type=property_files, help="property files, in one argument"
+    )
     parser.add_argument("--tool", choices=("hyperopt", "ray"), default="hyperopt")
     parser.add_argument("--algo", choices=("exhaustive", "random", "bayes"), help="of hyperopt")
     parser.add_argument("--max_evals", type=int, default=10, help="most trials, unless exhaustive")
@@ -60,10 +63,12 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]
     parser.add_argument("--display_file", type=Path, help="plot of the trials, of hyperopt")
     parser.add_argument("--ray_dir", type=Path, default=Path("saved/ray"), help="Ray's records")
     options, rest = parser.parse_known_args(arguments)
-    files = options.config_files.split() if options.config_files else None
+    for option, value in (("max_evals", options.max_evals), ("concurrent", options.concurrent)):
+        if value < 1:
+            parser.error(f"--{option} is {value}; it must be at least 1.")
     given, sys.argv = sys.argv, [sys.argv[0], *rest]
     try:
-        config = Config(model="LlamaRec", dataset=options.dataset, config_file_list=files)
+        config = Config("LlamaRec", options.dataset, config_file_list=options.config_files)
     finally:
         sys.argv = given
     named = {"model": "LlamaRec", "dataset": options.dataset}

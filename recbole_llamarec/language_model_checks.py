@@ -58,6 +58,25 @@ def _labels_are_shown(ranking_method: str, prompt_candidate_item: str) -> list[s
     return [error] if error else []
 
 
+def _line_breaks_are_no_backslashes(
+    prompt_instruction: str,
+    prompt_text: str,
+    prompt_history_item: str,
+    prompt_candidate_item: str,
+    prompt_separator: str,
+    prompt_empty_history: str,
+    prompt_response: str,
+    likelihood_heading: str,
+) -> list[str]:
+    """On a command line, and in YAML without double quotes, a backslash and an n stay these two."""
+    return [
+        f"{key}: {shown(value)} has a backslash and an n, which are no line break. In YAML put the "
+        f"text in double quotes; on a command line write it as Python: --{key}=\"'…\\n…'\"."
+        for key, value in locals().items()
+        if r"\n" in value
+    ]
+
+
 def _language_model_can_be_loaded(ranking_method: str, llm: LanguageModelSettings) -> list[str]:
     return [] if ranking_method == NO_RANKER else fault_of(check_language_model, llm)
 
@@ -100,6 +119,7 @@ CHECKS: tuple[Callable[..., list[str]], ...] = (
     _ranker_has_the_loss,
     _labels_are_enough,
     _labels_are_shown,
+    _line_breaks_are_no_backslashes,
     _ranker_can_be_served,
     _served_model_is_not_tuned,
     _served_model_has_its_adapter,

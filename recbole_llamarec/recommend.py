@@ -41,9 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         history = [resolve(recommender, name) for name in options.history]
         if options.candidates:
-            result = recommender.rank(
-                history, [resolve(recommender, c) for c in options.candidates]
-            )
+            candidates = [resolve(recommender, name) for name in options.candidates]
+            result = recommender.rank(history, candidates)[: options.k]
         else:
             (result,) = recommender.recommend([history], options.k)
     except (ValueError, OSError, ImportError) as error:
@@ -69,7 +68,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--out", type=Path, help="JSON lines, one for each of --histories; for ray a folder"
     )
-    parser.add_argument("-k", type=int, default=10, help="items of each result")
+    parser.add_argument("-k", type=int, help="items of each result (10; all of --candidates)")
     parser.add_argument("--format", choices=("table", "jsonl"), default="table")
     parser.add_argument("--engine", choices=("local", "ray"), default="local")
     ray = parser.add_argument_group("with --engine ray")
@@ -85,6 +84,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error("--histories and --out go together")
     if options.histories and options.candidates:
         parser.error("--candidates ranks for one --history")
+    if options.k is None:
+        options.k = len(options.candidates) if options.candidates else 10
+    if options.k < 1:
+        parser.error(f"-k is {options.k}; it must be 1 or more")
     return options
 
 

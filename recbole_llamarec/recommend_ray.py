@@ -8,6 +8,7 @@ a file's name nor its end would say which histories it holds.
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from recbole_llamarec.results_folder import Recommends, ResultsFolder
 
 MOST_RESTARTS = 3  # of one worker; a shard that kills whoever ranks it must end the run
-NEEDS_RAY = '--engine ray needs Ray: pip install ".[ray]".'
+NEEDS_RAY = '--engine ray needs Ray: pip install "ray[data,tune]>=2.60".'
 SAME_PATHS = (
     "Every machine must read --checkpoint, --data-path and --histories, and write to --out, under "
     "the paths of the machine that the command is given on."
@@ -91,7 +92,7 @@ class ShardWorker:
             self._folder.rank(name, self.recommender)
             fault = ""
         except (ValueError, OSError) as error:
-            fault = f"{name} on {os.uname().nodename}: {error}"
+            fault = f"{name} on {platform.node()}: {error}"
         return {"shard": [name], "fault": [fault]}
 
 

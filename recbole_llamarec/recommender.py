@@ -14,7 +14,13 @@ from recbole.data.interaction import Interaction
 from recbole_llamarec.data.seen import SeenItems
 from recbole_llamarec.evaluation.passes import best_first_of
 from recbole_llamarec.finite import naming_stage
-from recbole_llamarec.given_candidates import Candidate, RankedCandidate, given_ids, rank_given
+from recbole_llamarec.given_candidates import (
+    Candidate,
+    RankedCandidate,
+    given_ids,
+    listed,
+    rank_given,
+)
 from recbole_llamarec.integration.checkpoints import load_data_and_model
 from recbole_llamarec.ranking.protocol import Prompts
 from recbole_llamarec.scoring.language_model import LanguageModel, language_model_of
@@ -102,9 +108,9 @@ class Recommender:
         """Item ids of tokens.
 
         Raises:
-            ValueError: names the tokens that the data set does not have.
+            ValueError: they are no list, or the data set does not have one, which is named.
         """
-        if unknown := [token for token in tokens if token not in self._ids]:
+        if unknown := [token for token in listed(tokens) if token not in self._ids]:
             raise ValueError(
                 f"The data set {self.dataset.dataset_name!r} has no item {unknown[0]!r}"
                 + (f" (nor {len(unknown) - 1} others)" if len(unknown) > 1 else "")
@@ -158,13 +164,11 @@ class Recommender:
             best_first = best_first_of(scores.masked_fill(masked, -torch.inf))
             final[:, :n_candidates] = items.gather(1, best_first)
             read = opinions.get(self.language_model.name) if self.language_model else None
-            probabilities = (
-                [[None] * n_candidates for _ in ids] if read is None else read.exp().tolist()
-            )
+            probabilities = np.full(items.shape, None) if read is None else read.exp()  # [B, K]
             details = [
                 dict(zip(row[:n], zip(final_scores, chances, strict=True), strict=False))
                 for row, n, final_scores, chances in zip(
-                    items.tolist(), n_open, scores.tolist(), probabilities, strict=True
+                    items.tolist(), n_open, scores.tolist(), probabilities.tolist(), strict=True
                 )
             ]
         retrieved = order[:, : max(k, n_candidates)].tolist()  # no other can be in the result
@@ -188,7 +192,7 @@ class Recommender:
         user_ids = torch.zeros(len(histories), dtype=torch.int64)
         if users is not None:
             known = dataset.field2token_id[dataset.uid_field]
-            if unknown := [user for user in users if user not in known]:
+            if unknown := [user for user in listed(users) if user not in known]:
                 raise ValueError(f"The data set has no user {unknown[0]!r}; leave users out.")
             user_ids = torch.tensor([known[user] for user in users])
         interaction = Interaction(
@@ -210,21 +214,18 @@ class Recommender:
         details: Mapping[int, tuple[float, float | None]],
     ) -> list[Recommendation]:
         places = {item: place for place, item in enumerate(retrieved, start=1)}
-        texts = self.texts
-        result = []
-        for rank, item in enumerate(items, start=1):
-            score, probability = details.get(item, (None, None))
-            result.append(
-                Recommendation(
-                    item=str(self.tokens[item]),
-                    text=texts[item],
-                    rank=rank,
-                    score=score,
-                    probability=probability,
-                    retriever_rank=places[item],
-                )
+        texts, not_ranked = self.texts, (None, None)
+        return [
+            Recommendation(
+                item=str(self.tokens[item]),
+                text=texts[item],
+                rank=rank,
+                score=details.get(item, not_ranked)[0],
+                probability=details.get(item, not_ranked)[1],
+                retriever_rank=places[item],
             )
-        return result
+            for rank, item in enumerate(items, start=1)
+        ]
 
     # --- given candidates ----------------------------------------------------------------------
 

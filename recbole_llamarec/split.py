@@ -11,6 +11,7 @@ from recbole.data import create_dataset
 
 from recbole_llamarec.data.split import describe, prepare_split, split_text
 from recbole_llamarec.files import written_whole
+from recbole_llamarec.integration.known import property_files
 
 
 def main() -> None:
@@ -21,12 +22,13 @@ def main() -> None:
         "--key=value sets any RecBole key.",
     )
     parser.add_argument("--dataset", "-d", required=True, help="name of the data set")
-    parser.add_argument("--config_files", help="property files, in one argument")
+    parser.add_argument(
+        "--config_files", type=property_files, help="property files, in one argument"
+    )
     parser.add_argument("--out", type=Path, help="file for each user's targets")
     arguments, _ = parser.parse_known_args()
     logging.disable(logging.WARNING)
-    files = arguments.config_files.split() if arguments.config_files else None
-    config = Config(model="LlamaRec", dataset=arguments.dataset, config_file_list=files)
+    config = Config("LlamaRec", arguments.dataset, config_file_list=arguments.config_files)
     summary, (_, valid_data, test_data) = prepare_split(config, create_dataset(config))
     print(describe(summary))
     if arguments.out:

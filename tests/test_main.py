@@ -45,6 +45,21 @@ def test_recboles_own_flags(calls, monkeypatch):
     }
 
 
+def test_property_files_are_the_packages_where_the_working_folder_has_none(
+    calls, tmp_path, monkeypatch
+):
+    names = "properties/readout.yaml properties/own.yaml a.yaml"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run_recbole.py", f"--config_files={names}"])
+    command.main()
+    (tmp_path / "properties").mkdir()
+    (tmp_path / "properties" / "readout.yaml").touch()
+    command.main()
+    elsewhere, here = (options["config_file_list"] for _, options in calls)
+    assert elsewhere == [str(ROOT / "properties/readout.yaml"), "properties/own.yaml", "a.yaml"]
+    assert here == names.split()
+
+
 def test_the_script_is_the_command(calls, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run_recbole.py", "--model=LRURec"])
     runpy.run_path(str(ROOT / "run_recbole.py"), run_name="__main__")

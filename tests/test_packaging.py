@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "recbole_llamarec"
@@ -24,7 +27,7 @@ print(recbole_llamarec.__file__, config["rerank_candidates"], config["item_text_
 """
 OUTSIDE = ("report", "serve", "analysis")  # what the core does not know
 IN_REQUIREMENTS = {"yaml": "pyyaml"}  # names of distributions, where another than the module's
-OPTIONAL = {"pyarrow", "ray"}  # extras, imported where they are used
+OPTIONAL = {"pyarrow", "ray"}  # imported where they are used
 # What others import: transformers the first two, RecBole's thop the last one (for its distutils).
 NOT_IMPORTED = {"accelerate", "gguf", "setuptools"}
 
@@ -108,10 +111,30 @@ def test_extras_ask_for_what_their_modules_import(extra, folders):
     assert {of_others.get(name, name) for name in needed} <= asked
 
 
+def test_hints_and_pages_name_extras_that_there_are():
+    extras = set(setup_options("options.extras_require"))
+    files = [*PACKAGE.rglob("*.py"), *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    named = [
+        extra
+        for file in files
+        for extra in re.findall(r'install "(\S*\[\w+\])"', file.read_text(encoding="utf-8"))
+    ]
+    assert len(named) > 5 and set(named) <= {f".[{extra}]" for extra in extras}
+
+
+def test_no_extra_asks_for_what_recboles_metadata_pins():
+    """pip would find no version that suits both."""
+    of_recbole = [own for own in map(Requirement, metadata.requires("recbole")) if not own.marker]
+    pinned = {own.name for own in of_recbole if re.search("<|==", str(own.specifier))}
+    assert {"colorlog", "ray"} <= pinned
+    extras = setup_options("options.extras_require").values()
+    assert not pinned & distributions([line for lines in extras for line in lines])
+
+
 def test_every_package_and_property_folder_is_listed():
     folders = [PACKAGE, *(file.parent for file in PACKAGE.rglob("*/__init__.py"))]
     expected = {folder.relative_to(ROOT).as_posix().replace("/", ".") for folder in folders}
-    properties = {"", ".dataset", ".model"}
+    properties = {"", ".dataset", ".hyper", ".model"}
     expected |= {f"recbole_llamarec.properties{folder}" for folder in properties}
     assert set(filter(None, setup_options("options")["packages"])) == expected
 
@@ -156,5 +179,6 @@ def test_an_installed_package_works_from_any_directory(tmp_path):
     assert Path(file).is_relative_to(site)
     assert (candidates, text) == ("20", "{movie_title} ({release_year})")
     assert (site / "recbole_llamarec" / "properties" / "llama-2-7b-qlora.yaml").is_file()
+    assert (site / "recbole_llamarec" / "properties" / "hyper" / "llamarec.test").is_file()
     assert (site / "recbole_llamarec" / "report" / "page.html").is_file()
     assert (site / "recbole_llamarec" / "serve" / "page.html").is_file()

@@ -5,6 +5,7 @@ A command that is new in README.md or docs/ fails here until it is in ``RUNS`` o
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import runpy
@@ -20,7 +21,11 @@ from given import given_candidates, write_given
 from helpers import ROOT, checkpoint_of, tiny_settings
 from recbole.config import Config
 
-from recbole_llamarec.integration.configs import known_keys
+from recbole_llamarec.integration.configs import (
+    known_keys,
+    report_retriever_keys,
+    retriever_config,
+)
 from recbole_llamarec.settings import llamarec_keys
 from recbole_llamarec.trainer import LlamaRecTrainer
 
@@ -152,12 +157,13 @@ ELSEWHERE = {
     f"{MAIN_JOB} --config_files=properties/llama-2-7b-qlora.yaml {FOUR_GPUS}": TWO_PROCESSES,
     f"{MACHINES} --group_offset=0": TWO_PROCESSES,
     f"{MACHINES} --group_offset=4": TWO_PROCESSES,
-    'pip install ".[ray]"': A_RAY,
+    'pip install "ray[data,tune]>=2.60"': A_RAY,
     f"{ON_RAY} --workers 2": A_RAY,
     "ray start --head --port=6379": A_RAY,
     "ray start --address=FIRST:6379": A_RAY,
     f"{ON_RAY} --workers 8 --gpus-per-worker 1 --ray-address auto": A_RAY,
-    "pip install .": "it installs the package: tests/test_packaging.py",
+    "pip install --no-deps .": "it installs the package: tests/test_packaging.py",
+    f"{TORCH} && pip install --no-deps .": "it installs the package: tests/test_packaging.py",
     'pip install ".[serve]"': "it installs packages: tests/test_packaging.py, without the extra",
     "python -m recbole_llamarec.serve --checkpoint saved/LlamaRec-….pth": (
         "it serves until it is stopped: tests/serve/test_command.py"
@@ -313,7 +319,13 @@ def test_the_table_of_changes_has_15_rows_and_no_key_that_there_is_not(workdir):
     assert len(keys) > 15 and keys <= {*llamarec_keys(), *known_keys(config)}
 
 
-def test_the_packages_tree_names_every_folder_and_nothing_that_there_is_not():
+def test_the_retrievers_settings_are_keys_of_the_default_retriever(workdir):
+    (written,) = re.findall(r'--retriever_config="(.+?)"', README)
+    given = ast.literal_eval(written)
+    report_retriever_keys(retriever_config(Config("LlamaRec", "ml-100k"), "LRURec", given), given)
+
+
+def test_the_packages_tree_names_every_folder_and_file_and_nothing_that_there_is_not():
     text = (PACKAGE / "README.md").read_text()
     tree = text.split("\n## The tree\n")[1].split("\n## ")[0]
     named = {
@@ -322,7 +334,9 @@ def test_the_packages_tree_names_every_folder_and_nothing_that_there_is_not():
         for name in re.findall(r"`([\w/]+(?:\.py|/))`", line.split("|")[1] if "|" in line else "")
     }
     assert all((PACKAGE / name).exists() for name in named)
-    assert {f"{file.parent.name}/" for file in PACKAGE.glob("*/__init__.py")} <= named
+    there_are = {f"{file.parent.name}/" for file in PACKAGE.glob("*/__init__.py")}
+    there_are |= {file.name for file in PACKAGE.glob("*.py")} - {"version.py"}
+    assert {name for name in there_are if not name.startswith("__")} <= named
 
 
 # --- commands ------------------------------------------------------------------------------------

@@ -132,6 +132,10 @@ def test_windows_overlap_and_cover_all(n, starts):
     [
         (lambda r: r.recommend([["i1", "nothing"]]), "has no item 'nothing'"),
         (lambda r: r.recommend([[]]), "history is empty"),
+        (lambda r: r.recommend(["i1"]), r"'i1' stands where a list is asked for; write \['i1'\]"),
+        (lambda r: r.recommend([["i1"], ["i2"]], users="12"), "'12' stands where a list"),
+        (lambda r: r.rank("i1", ["i2", "i3"]), "'i1' stands where a list"),
+        (lambda r: r.rank(["i1"], "i2"), "'i2' stands where a list"),
         (lambda r: r.recommend([["i1"]], k=0), "k is 0"),
         (lambda r: r.recommend([["i1"]], users=["nobody"]), "no user 'nobody'"),
         (lambda r: r.rank(["i1"], ["i2"]), "two or more"),
@@ -191,8 +195,9 @@ def test_the_command_prints_a_table_or_lines(recommender, trained, capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     expected = recommender.recommend([["i1", "i2"]], 3)[0]
     assert [line["item"] for line in lines[-3:]] == [item.item for item in expected]
-    recommend.main([*start, "--candidates", "i5", "i7"])
-    assert capsys.readouterr().out.count("\n| ") == 2
+    for k, n_rows in ([], 12), (["-k=1"], 1):
+        recommend.main([*start, *k, "--candidates", *(f"i{n}" for n in range(12))])
+        assert capsys.readouterr().out.count("\n| ") == n_rows
     with pytest.raises(SystemExit, match="has no item|No item"):
         recommend.main([*start[:2], "--history", "nothing at all"])
 
@@ -364,6 +369,7 @@ def test_a_bad_line_is_named_before_anything_is_ranked(recommender, files):
         (["--histories=in.parquet", "--out=o"], "folders and Parquet are read by --engine ray"),
         (["--histories=.", "--out=o"], "folders and Parquet are read by --engine ray"),
         (["--history=i1", "--engine=ray"], "--engine ray ranks --histories"),
+        (["--history=i1", "-k=0"], "-k is 0; it must be 1 or more"),
     ],
 )
 def test_options_go_with_their_engine(more, words, capsys):
@@ -396,5 +402,5 @@ def test_both_engines_give_the_same_bytes(recommender, files, trained, monkeypat
 def test_without_ray_the_command_says_what_to_install(trained, files, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.data", None)
     options = [f"--checkpoint={trained.checkpoint}", f"--histories={files.histories}"]
-    with pytest.raises(SystemExit, match=r'pip install "\.\[ray\]"'):
+    with pytest.raises(SystemExit, match=r'pip install "ray\[data,tune\]>=2\.60"'):
         recommend.main([*options, "--out=out", "--engine=ray"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import platform
 import sys
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_a_worker_says_what_went_wrong_and_where(folder, monkeypatch):
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     result = ShardWorker(folder, load, is_on_gpu=True)({"shard": np.array(["0.jsonl"])})
-    fault = f"0.jsonl on {os.uname().nodename}: The data set is not at 'dataset'"
+    fault = f"0.jsonl on {platform.node()}: The data set is not at 'dataset'"
     assert result == {"shard": ["0.jsonl"], "fault": [fault]}
     folder.checkpoint.write_bytes(b"other")
     result = ShardWorker(folder, StandIn, is_on_gpu=True)({"shard": np.array(["0.jsonl"])})
@@ -100,14 +101,14 @@ def test_a_machine_must_have_what_a_worker_reserves():
 
 def test_what_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.data", None)
-    with pytest.raises(ImportError, match=r'pip install "\.\[ray\]"'):
+    with pytest.raises(ImportError, match=r'pip install "ray\[data,tune\]>=2\.60"'):
         import_ray()
 
 
 # --- with Ray, whose place a stub may have taken --------------------------------------------------
 
 needs_ray = pytest.mark.skipif(
-    not hasattr(importlib.import_module("ray"), "init"), reason='needs Ray: pip install ".[ray]"'
+    not hasattr(importlib.import_module("ray"), "init"), reason="needs Ray: docs/cluster.md"
 )
 
 

@@ -116,6 +116,11 @@ def test_lists_become_tuples_and_a_missing_mapping_is_empty():
         ({"retriever_config": [1]}, ["retriever_config", "mapping"]),
         ({"prompt_text": "{history} {candidates} {user}"}, ["prompt_text", "user"]),
         ({"prompt_text": "{history}"}, ["prompt_text", "candidates"]),
+        (
+            {"prompt_text": r"History: {history}\nNext: {candidates} ("},
+            [r"prompt_text: 'History: {history}\\nNext: ", r"""--prompt_text="'…\n…'"."""],
+        ),
+        ({"likelihood_heading": r"Films:\n"}, ["likelihood_heading", "a backslash and an n"]),
         ({"prompt_text": 3}, ["prompt_text: 3"]),
         ({"prompt_history_item": "{nr} {title}"}, ["prompt_history_item", "nr"]),
         ({"prompt_response": "the"}, ["prompt_response"]),
@@ -237,6 +242,11 @@ def test_what_was_removed_is_named_with_what_to_do(key, value, monkeypatch):
     assert any(word in line for word in ("Remove the key", "set it to", "Set it to"))
 
 
+def test_a_removed_value_may_be_too_long_to_be_shown():
+    (line,) = errors_of(rerank_permutations=10**5000)
+    assert line.startswith("- rerank_permutations: a int that is too long to be shown has been")
+
+
 def test_a_removed_value_names_all_that_there_are():
     (line,) = errors_of(train_candidates="mixed")
     assert line.endswith("has been removed: set it to random, popular, retriever or retrieved.")
@@ -315,6 +325,12 @@ PAPER = {
 }
 
 
+WITH = {  # options that a profile needs for what it says
+    "readout.yaml": ' --item_text_format="{movie_title}"',
+    "small-model-retrieved.yaml": " --lora_adapter=saved/LlamaRec-….adapter",
+}
+
+
 def test_the_profiles_are_these():
     names = ("all", "evidence", "likelihood", "llama-2-7b-qlora", "paper")
     small = ("readout", "small-model-retrieved", "small-model")
@@ -327,7 +343,7 @@ def test_a_profile_says_what_it_is_and_how_it_is_run(profile):
     head = list(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
     assert 3 <= len(head) <= 6
     command = "python run_recbole.py --model=LlamaRec --dataset=ml-100k --config_files="
-    assert f"#   {command}properties/{profile}" in head
+    assert f"#   {command}properties/{profile}{WITH.get(profile, '')}" in head
 
 
 @pytest.mark.parametrize("profile", PROFILES)

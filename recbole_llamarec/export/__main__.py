@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             card = card_files(export, options.checkpoint, options.merged, options.license)
             write_folder(export, options.to, options.merged, card)
             print(options.to)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise SystemExit(str(error)) from error
 
 

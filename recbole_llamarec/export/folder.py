@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -78,7 +79,7 @@ def write_folder(export: Export, directory: Path, merged: bool, card: dict[str, 
         try:
             _write_weights(export, staging, merged)
         except SafetensorError as error:  # a full disk, too
-            raise OSError(str(error)) from error
+            raise OSError(errno.EIO, str(error)) from error
         for name, text in texts.items():
             (staging / name).write_text(text, encoding="utf-8")
         for file in staging.rglob("*.safetensors"):  # they are written for their owner alone

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-INSTALL = 'pip install "recbole-llamarec[report]"'
+INSTALL = 'pip install ".[report]"'
 NEEDED = ("jinja2", "markupsafe", "plotly", "pydantic")
 
 

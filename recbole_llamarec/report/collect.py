@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from recbole_llamarec.checksums import sha256_of
 from recbole_llamarec.evaluation.table import StageResult
 from recbole_llamarec.report.configuration import changed_settings, configuration
-from recbole_llamarec.report.record import RunRecord, sha256_of
+from recbole_llamarec.report.record import RunRecord
 from recbole_llamarec.report.sample import labels_of, sample_users
 from recbole_llamarec.trainer import TestedRun
 from recbole_llamarec.version import __version__

@@ -9,15 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from recbole_llamarec import analysis
+from recbole_llamarec.checksums import sha256_of
 from recbole_llamarec.evaluation.table import EvaluationReport, StageResult
 from recbole_llamarec.report import figures
-from recbole_llamarec.report.record import (
-    REMEDY,
-    RunRecord,
-    read_record,
-    sha256_of,
-    write_whole,
-)
+from recbole_llamarec.report.record import REMEDY, RunRecord, read_record, write_whole
 
 FOLDER = Path(__file__).parent
 
@@ -165,6 +160,7 @@ def _evaluation(record: RunRecord, users: pd.DataFrame) -> EvaluationReport:
         users=users,
         n_candidates=record.n_candidates,
         masks_seen=record.masks_seen,
+        with_retriever=record.fusion.with_retriever,
     )
 
 

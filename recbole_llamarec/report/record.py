@@ -152,11 +152,6 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def write_whole(file: Path, text: str) -> None:
     """Write a file so that its name never stands for a part of it."""
     with written_whole(file) as part:

@@ -14,7 +14,7 @@ from recbole_llamarec.serve.hosts import is_loopback
 from recbole_llamarec.serve.limits import Limits
 
 TOKEN = "RECBOLE_LLAMAREC_TOKEN"
-INSTALL = 'pip install "recbole-llamarec[serve]"'
+INSTALL = 'pip install ".[serve]"'
 
 _logger = logging.getLogger("uvicorn.error")
 
@@ -30,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         limits = Limits(**{limit.name: getattr(options, limit.name) for limit in fields(Limits)})
         token = read_token(options.token_file)
         recommender = Recommender.from_checkpoint(options.checkpoint, options.data_path)
-    except (ValueError, FileNotFoundError) as error:
+        server = Server(
+            recommender, limits, options.host, options.port, token, options.allow_host or ()
+        )
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
-    server = Server(
-        recommender, limits, options.host, options.port, token, options.allow_host or ()
-    )
     if token is None and not is_loopback(options.host):
         _logger.warning("There is no token: whoever reaches %s may use the service.", options.host)
     server.run()

@@ -96,8 +96,9 @@ class Engine:
         results = recommender.recommend(histories, max(depths))
         for request, result in zip(requests, results, strict=True):
             prompt = None
-            if request.prompt and has_prompt:
-                shown = sorted(result[: self.n_candidates], key=_retriever_rank)
+            asked = [item for item in result if item.probability is not None]
+            if request.prompt and has_prompt and len(asked) > 1:  # one alone is certain
+                shown = sorted(asked, key=_retriever_rank)
                 prompt = recommender.prompt(request.history, [str(i.item) for i in shown])
             items = [asdict(item) for item in result[: request.k]]
             answers.append({"items": items, "is_reranked": fusion.changes_order, "prompt": prompt})

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 
 
-def limit(default: int | float, least: int, meaning: str):
+def limit(default: int | float, least: int | float, meaning: str):
     """A field with the least value allowed and its meaning, both for the command line."""
     return field(default=default, metadata={"least": least, "help": meaning})
 
@@ -26,10 +26,10 @@ class Limits:
     max_text: int = limit(300, 1, "characters of an item given by its text")
     max_batch: int = limit(16, 1, "requests that are computed together; 1 computes one by one")
     queue: int = limit(64, 1, "requests that wait; more are answered by 503")
-    deadline: float = limit(30.0, 0, "seconds until a request without an answer gets a 504")
+    deadline: float = limit(30.0, 0.1, "seconds until a request without an answer gets a 504")
     connections: int = limit(256, 1, "connections at a time; others are closed with a 503")
     client_connections: int = limit(128, 1, "connections at a time of one client's address")
-    header_time: float = limit(10.0, 0, "seconds for a request's header to arrive; then 408")
+    header_time: float = limit(10.0, 0.1, "seconds for a request's header to arrive; then 408")
     cache: int = limit(0, 0, "answers kept for requests that come again; 0 keeps none")
 
     def __post_init__(self) -> None:

@@ -26,10 +26,14 @@ class Service:
     Args:
         recommender: only the worker's thread computes with it.
         limits: of queue, batches, cache and time.
+
+    Raises:
+        ValueError, OSError, ImportError: the language model cannot be loaded.
     """
 
     def __init__(self, recommender: Recommender, limits: Limits) -> None:
         self.engine = Engine(recommender)
+        self._reads_prompts = recommender.prompts is not None  # loads the language model
         self.limits = limits
         self.worker = BatchWorker(self._compute, limits.queue, limits.max_batch)
         self.metrics = Metrics(lambda: len(self.worker))
@@ -83,9 +87,12 @@ class Service:
 
     async def warm_up(self) -> None:
         """Compute something before the first client comes, so that what loads late is loaded."""
-        tokens = tuple(map(str, self.engine.recommender.tokens[1:3]))
-        some: list[Request] = [RecommendRequest(history=tokens, k=1, prompt=False)]
-        if self.engine.recommender.prompts is not None:
+        recommender = self.engine.recommender
+        tokens = tuple(map(str, recommender.tokens[1:3]))
+        some: list[Request] = []
+        if not getattr(recommender.model.retriever, "leaves_out", False):  # a table: of its users
+            some.append(RecommendRequest(history=tokens, k=1, prompt=False))
+        if self._reads_prompts:
             some.append(RankRequest(history=(), candidates=tokens, prompt=False))
         await asyncio.gather(*(asyncio.wrap_future(self.worker.submit(one)) for one in some))
 

@@ -341,3 +341,12 @@ def test_a_command_that_writes_nothing_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["LlamaRec-1.pth"])
     assert "give --to, --prompts or both" in capsys.readouterr().err
+
+
+def test_what_the_model_needs_and_is_not_installed_is_said(monkeypatch):
+    def fail(*_):
+        raise ImportError("llm_load_in_4bit needs bitsandbytes")
+
+    monkeypatch.setattr("recbole_llamarec.export.__main__.load_export", fail)
+    with pytest.raises(SystemExit, match="llm_load_in_4bit needs bitsandbytes"):
+        main(["LlamaRec-1.pth", "--prompts=prompts.jsonl"])

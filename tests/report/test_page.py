@@ -233,5 +233,5 @@ def test_installing_twice_writes_once():
 
 def test_without_the_extra_the_commands_tell_how_to_install_it(trained, monkeypatch):
     monkeypatch.setattr(report, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r'pip install "recbole-llamarec\[report\]"'):
+    with pytest.raises(SystemExit, match=r'pip install "\.\[report\]"'):
         main([str(trained.checkpoint)])

@@ -51,9 +51,9 @@ def test_times_are_measured():
     assert 0.05 <= journal.seconds["waiting"] < 5
 
 
-def test_the_best_step_is_the_first_of_equal_ones():
+def test_the_best_step_is_the_last_of_equal_ones():
     curve = TrainingCurve(scores={0: 0.1, 1: 0.3, 2: 0.3, 3: 0.05})
-    assert curve.best(bigger=True) == (1, 0.3)
+    assert curve.best(bigger=True) == (2, 0.3)
     assert curve.best(bigger=False) == (3, 0.05)
     assert TrainingCurve().best(bigger=True) is None
 

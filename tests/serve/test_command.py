@@ -14,6 +14,10 @@ import pytest
 from helpers import environment
 from running_service import wait_until
 
+from recbole_llamarec.ranking.served.client import ServerError
+from recbole_llamarec.recommender import Recommender
+from recbole_llamarec.scoring.fusion import Fusion
+from recbole_llamarec.scoring.language_model import LanguageModel
 from recbole_llamarec.serve.__main__ import TOKEN, main, parse_arguments, read_token
 from recbole_llamarec.serve.hosts import is_loopback
 from recbole_llamarec.serve.limits import Limits
@@ -37,6 +41,8 @@ def test_limits_out_of_range_are_all_named():
         Limits(max_candidates=1, queue=0)
     with pytest.raises(ValueError, match=r"deadline is nan.*\nheader_time is inf"):
         Limits(deadline=float("nan"), header_time=float("inf"))
+    with pytest.raises(ValueError, match=r"deadline is 0: .* at least 0.1.*\nheader_time is 0"):
+        Limits(deadline=0, header_time=0)  # in no time nothing is answered
 
 
 def test_the_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
@@ -68,8 +74,20 @@ def test_loopback_is_told_from_other_addresses(host, expected):
 def test_without_the_extra_the_command_tells_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "recbole_llamarec.serve.server", raising=False)
-    with pytest.raises(SystemExit, match=r'pip install "recbole-llamarec\[serve\]"'):
+    with pytest.raises(SystemExit, match=r'pip install "\.\[serve\]"'):
         main(["--checkpoint=x"])
+
+
+@pytest.mark.parametrize("error", [ServerError, FileNotFoundError, ImportError])
+def test_a_language_model_that_cannot_be_loaded_ends_the_command(error, recommender, monkeypatch):
+    def fail(_):
+        raise error("llm_name_or_path: it is not there")
+
+    monkeypatch.setattr(Recommender, "from_checkpoint", lambda *_: recommender)
+    monkeypatch.setattr(LanguageModel, "ranker", property(fail))
+    monkeypatch.setattr(recommender.model, "fusion", Fusion({"verbalizer": 0.0}))
+    with pytest.raises(SystemExit, match="llm_name_or_path: it is not there"):
+        main(["--checkpoint=a.pth"])
 
 
 @pytest.mark.parametrize("option", ["--queue=0", "--token-file=nothing"])

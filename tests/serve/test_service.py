@@ -71,6 +71,17 @@ def test_the_prompt_is_told_on_request(service, recommender, test_rows):
     assert refused.json()["error"]["field"] == "prompt"
 
 
+def test_the_prompt_is_the_one_that_was_read_where_few_items_are_not_seen(service, recommender):
+    *history, two, one = recommender.tokens[1:].tolist()
+    (result,) = recommender.recommend([history], 2)
+    shown = [item.item for item in sorted(result, key=lambda item: item.retriever_rank)]
+    assert set(shown) == {one, two}
+    assert service.recommend(history, prompt=True).json()["prompt"] == recommender.prompt(
+        history, shown
+    )
+    assert service.recommend([*history, two], prompt=True).json()["prompt"] is None  # not asked
+
+
 def test_a_ranker_without_weight_is_not_asked(service, recommender, test_rows, monkeypatch):
     monkeypatch.setattr(recommender.model, "fusion", Fusion({"verbalizer": 0.0}))
     answer = service.recommend(test_rows[1][0], k=12, prompt=True).json()
