@@ -66,25 +66,29 @@ def read_space(file: Path) -> Space:
         kind and values of each key.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; a line is in no such form, which names it.
+        FileNotFoundError, ValueError: no such file; a line is in no such form, or its key is there
+            already; names it.
     """
     if not file.is_file():
         raise FileNotFoundError(f"--params_file: there is no file {str(file)!r}.")
-    space = {}
+    space: dict[str, tuple[str, list]] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         key, kind, text = [*line.split(maxsplit=2), "", ""][:3]
         try:
-            values = list(ast.literal_eval(text))
+            literal = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError):
-            values = []
+            literal = None
+        values = list(literal) if isinstance(literal, list | tuple) else []  # not a text's letters
         if kind not in N_VALUES or not values or len(values) != (N_VALUES[kind] or len(values)):
             raise ValueError(
                 f"{file}, line {number}: {line!r} must be a key, a kind and its values, such as "
                 "'lora_r choice [4,8]', 'lora_dropout uniform 0,0.2', 'lora_alpha quniform 8,64,8' "
                 "or 'learning_rate loguniform -12,-6'."
             )
+        if key in space:
+            raise ValueError(f"{file}, line {number}: {key} is there already; keep one of the two.")
         space[key] = (kind, values)
     if not space:
         raise ValueError(f"--params_file: {str(file)!r} names nothing to tune.")
@@ -160,16 +164,21 @@ def tune_with_hyperopt(
     Raises:
         ImportError: hyperopt is not installed.
     """
-    from recbole.trainer import HyperTuning
+    from recbole.trainer.hyper_tuning import HyperTuning, exhaustive_search
 
     by_kind: dict[str, dict[str, list]] = {}
     for key, (kind, values) in space.items():
         by_kind.setdefault(kind, {})[key] = values
+    search: Any = algo or ("exhaustive" if _is_grid(space) else "bayes")
+    if search == "exhaustive":
+        max_evals = math.prod(len(values) for kind, values in space.values() if kind == "choice")
+        # It draws until a combination is new; with fewer draws it may miss some.
+        search = partial(exhaustive_search, nbMaxSucessiveFailures=100 * max_evals)
     try:
         tuning = HyperTuning(
             partial(trial, settings=settings),
             params_dict=by_kind,
-            algo=algo or ("exhaustive" if _is_grid(space) else "bayes"),
+            algo=search,
             max_evals=max_evals,
             early_stop=max_evals,
             display_file=str(display_file) if display_file else None,
@@ -223,11 +232,8 @@ def tune_with_ray(
 
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # settings may hold relative paths
     ray.init(ignore_reinit_error=True, include_dashboard=False)
-    share: dict[str, float] = {"CPU": (os.cpu_count() or 1) // concurrent or 1}
-    if n_gpus := torch.cuda.device_count():
-        share["GPU"] = n_gpus / concurrent
     tuner = tune.Tuner(
-        tune.with_resources(run, share),
+        tune.with_resources(run, share_of_machine(concurrent)),
         param_space=params,
         tune_config=tune.TuneConfig(
             num_samples=1 if _is_grid(space) else max_evals, max_concurrent_trials=concurrent
@@ -243,6 +249,17 @@ def tune_with_ray(
     best = results.get_best_result("best_valid_score", "max" if bigger else "min")
     found = best.metrics
     return Tuned(best.config, found["best_valid_result"], found["test_result"], len(results))
+
+
+def share_of_machine(concurrent: int) -> dict[str, float]:
+    """The processors and GPUs of each of some trials at the same time, in Ray's terms.
+
+    Ray gives a trial whole GPUs, or a part of one.
+    """
+    share: dict[str, float] = {"CPU": (os.cpu_count() or 1) // concurrent or 1}
+    if n_gpus := torch.cuda.device_count():
+        share["GPU"] = n_gpus // concurrent or 1 / math.ceil(concurrent / n_gpus)
+    return share
 
 
 def _is_grid(space: Space) -> bool:

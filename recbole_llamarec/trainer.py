@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from recbole.trainer import Trainer
-from recbole.utils import calculate_valid_score, init_seed
+from recbole.utils import init_seed
 
 from recbole_llamarec import distributed
 from recbole_llamarec.adapters.of_run import save_with_card
 from recbole_llamarec.data.seen import items_to_mask
-from recbole_llamarec.evaluation.metrics import only_rank_metrics
+from recbole_llamarec.evaluation.metrics import as_floats, only_rank_metrics
 from recbole_llamarec.evaluation.passes import PassRecords
 from recbole_llamarec.evaluation.table import EvaluationReport, TestedRun, evaluation_report
 from recbole_llamarec.evaluation.validation import fit_on_validation, warn_of_hidden_targets
@@ -27,7 +27,7 @@ from recbole_llamarec.scoring.language_model import LanguageModel, language_mode
 from recbole_llamarec.tuning.budget import tuning_budget
 from recbole_llamarec.tuning.curve import TrainingCurve
 from recbole_llamarec.tuning.loop import TuningLoop, TuningProgress
-from recbole_llamarec.tuning.plan import tuning_plan
+from recbole_llamarec.tuning.plan import tuning_plan, warn_of_keys_without_effect
 from recbole_llamarec.tuning.run_files import RunFiles
 from recbole_llamarec.tuning.run_log import Journal, RunLog
 from recbole_llamarec.tuning.samples import TuningSamples
@@ -94,15 +94,17 @@ class LlamaRecTrainer(Trainer):
         self.eval_collector.data_collect(train_data)
         self.journal = Journal()
         self._writes_report = saved and verbose
-        self._files = RunFiles(Path(self.saved_model_file))
+        self._files, card = RunFiles(Path(self.saved_model_file)), None
+        if self.language_model is not None:
+            with self.journal.timed("loading the language model"):
+                self.language_model.ranker  # noqa: B018
+            card = self.language_model.card
+            warn_of_keys_without_effect(card, self.config)
         if saved:
-            settings = result_settings(self.config, train_data, valid_data)
+            settings = result_settings(self.config, train_data, valid_data, card=card)
             self._files.claim(settings, self.settings.save_every_minutes, self._resume)
             self.saved_model_file = str(self._files.checkpoint)
         with self._files.released_on_error():
-            if self.language_model is not None:
-                with self.journal.timed("loading the language model"):
-                    self.language_model.ranker  # noqa: B018
             self._files.require_space(self.model)
             warn_of_hidden_targets(valid_data, self.settings.rerank_mask_seen)
             self._train_retriever(train_data, valid_data, saved, show_progress, callback_fn)
@@ -123,6 +125,7 @@ class LlamaRecTrainer(Trainer):
     @contextmanager
     def _scoring(self, name: str, show_progress: bool, **options):
         """One pass of the model over evaluation data, whose scored batches are kept."""
+        options = {"skip_misses": self.skip_misses} | options
         with ExitStack() as stack:
             stack.enter_context(naming_stage(name))
             if (language_model := self.language_model) is not None:
@@ -170,10 +173,9 @@ class LlamaRecTrainer(Trainer):
         subset: Any = random_rows(valid_data, self.config, n_rows) if valid_data else None
 
         def validate(step: int, progress: TuningProgress) -> tuple[float, dict[str, float]]:
-            skips, name = self.skip_misses, f"validation step {step}"
-            with self._scoring(name, show_progress, skip_misses=skips):
+            with self._scoring(f"validation step {step}", show_progress):
                 result = super(LlamaRecTrainer, self).evaluate(subset, load_best_model=False)
-            score = float(calculate_valid_score(result, self.valid_metric))
+            score = float(result[self.valid_metric])
             self.run_log.validation(step, score, result)
             if verbose:
                 loss = f"{np.mean(progress.losses):.4f}" if progress.losses else "-"
@@ -181,7 +183,7 @@ class LlamaRecTrainer(Trainer):
                 self.logger.info(f"ranker step {step} [train loss: {loss}, valid_score: {rows}]")
             if callback_fn:
                 callback_fn(step, score)
-            return score, {name: float(value) for name, value in result.items()}
+            return score, as_floats(result)
 
         samples = TuningSamples(self.model, train_data.dataset, self.config["seed"])
         loop = TuningLoop(
@@ -199,6 +201,7 @@ class LlamaRecTrainer(Trainer):
             self.logger.info(f"Stage 2 of 2: tuning the ranker in {len(loop.plan.batches)} steps")
         progress = loop.run(self._files.phases.get("tuning"), show_progress)
         self.journal.ranker, self.journal.tuning_seconds = progress.curve, progress.seconds
+        self.journal.tuning_samples = loop.plan.n_samples(progress.step)
         if progress.best_score is not None:
             self.best_valid_score = progress.best_score
             self.best_valid_result = progress.best_result
@@ -207,13 +210,10 @@ class LlamaRecTrainer(Trainer):
         """Set the fusion: fitted on validation where it is asked for."""
         settings, names = self.settings, self.model.scorer_names
         self.model.fusion = Fusion.from_setting(settings.rerank_fusion, names)
-        if not names:
-            if valid_data:
-                result = super().evaluate(valid_data, load_best_model=False)
-                self.best_valid_result = result
-                self.best_valid_score = calculate_valid_score(result, self.valid_metric)
-            return
-        if settings.rerank_fusion != "auto":
+        if not names and valid_data:
+            self.best_valid_result = super().evaluate(valid_data, load_best_model=False)
+            self.best_valid_score = self.best_valid_result[self.valid_metric]
+        if not names or settings.rerank_fusion != "auto":
             return
         if not valid_data:
             self.logger.warning("rerank_fusion: auto needs validation data; nothing is fused.")
@@ -224,10 +224,8 @@ class LlamaRecTrainer(Trainer):
             self.journal.validation = state["validation"]
         else:
             self._fit_fusion(valid_data, show_progress)
-        *_, final = self.journal.validation.values()
-        self.best_valid_result = {**(self.best_valid_result or {}), **final}
-        if self.valid_metric.lower() in final:
-            self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
+        *_, self.best_valid_result = self.journal.validation.values()
+        self.best_valid_score = self.best_valid_result[self.valid_metric]
 
     def _fit_fusion(self, valid_data, show_progress: bool) -> None:
         """Fit the weights on validation rows, and take the metrics of all stages on them."""
@@ -239,13 +237,16 @@ class LlamaRecTrainer(Trainer):
         every = records.of_all_processes(len(subset.dataset))
         fusion, validation = fit_on_validation(every, names, self.settings.retriever, self.config)
         self.model.fusion, self.journal.validation = fusion, validation
+        if not only_rank_metrics(self.config["metrics"]):  # the others need every row's order
+            *_, final = validation.values()
+            with self._scoring("validation of the final order", show_progress):
+                final |= as_floats(super().evaluate(subset, load_best_model=False))
         self._files.put("fusion", {"fusion": fusion.state(), "validation": validation})
 
     def _save_both(self, verbose: bool, finished: bool) -> None:
         """RecBole's one file, and the adapter beside it as a PEFT directory."""
         self._save_checkpoint(self.epochs - 1, verbose=verbose, finished=finished)
-        scorer = self.language_model
-        if scorer is not None and scorer.has_adapter and distributed.is_first():
+        if (scorer := self.language_model) and scorer.has_adapter and distributed.is_first():
             directory = Path(self.saved_model_file).with_suffix(".adapter")
             save_with_card(scorer, self.journal, self.config, directory)
             if verbose:
@@ -267,19 +268,18 @@ class LlamaRecTrainer(Trainer):
             retriever = super().evaluate(eval_data, load_best_model, model_file, show_progress)
         final = retriever
         if names:
-            options = {"skip_misses": self.skip_misses, "all_scorers": True}
             with (
                 self._files.released_on_error(),
                 timed("test of all stages"),
-                self._scoring("test", show_progress, **options) as current,
+                self._scoring("test", show_progress, all_scorers=True) as current,
             ):
                 final = super().evaluate(eval_data, False, None, show_progress)
         own = current.records(self.settings.rerank_candidates, names)
         every = own.of_all_processes(len(dataset := eval_data.dataset))
         self.report = evaluation_report(self.model, every, dataset, self.config, retriever, final)
-        for line in self.report.lines(self.valid_metric.lower()):
+        for line in self.report.lines(self.valid_metric):
             self.logger.info(line)
-        for warning in self.report.warnings(self.valid_metric.lower(), self.valid_metric_bigger):
+        for warning in self.report.warnings(self.valid_metric, self.valid_metric_bigger):
             self.logger.warning(warning)
         self.run_log.report(self.report)
         self._write(self.report, own, eval_data)

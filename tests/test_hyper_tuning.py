@@ -15,6 +15,7 @@ import recbole_llamarec.trainer as trainer_module
 from recbole_llamarec import hyper
 from recbole_llamarec.hyper_tuning import (
     read_space,
+    share_of_machine,
     shares_retriever,
     trial,
     tune_with_hyperopt,
@@ -131,12 +132,51 @@ def test_the_example_is_in_recboles_format_and_shares_the_retriever():
 @pytest.mark.parametrize(
     "line",
     ["lora_r", "lora_r choice", "lora_r pick [1,2]", "lora_r choice [1", "lora_r uniform 1",
-     "lora_r uniform 1,2,3", "lora_r choice __import__('os')", "lora_r choice 3"],
+     "lora_r uniform 1,2,3", "lora_r choice __import__('os')", "lora_r choice 3",
+     "lora_r choice 'likelihood'"],
 )  # fmt: skip
 def test_a_wrong_line_is_named(workdir, line):
     Path("space.test").write_text(f"# comment\n{line}\n")
     with pytest.raises(SystemExit, match=r"space\.test, line 2: .lora_r"):
         hyper.main(["--params_file=space.test"])
+
+
+def test_a_key_that_is_there_twice_is_named(workdir):
+    Path("space.test").write_text("lora_r choice [4,8]\nseed choice [1]\nlora_r choice [16]\n")
+    with pytest.raises(SystemExit, match=r"space\.test, line 3: lora_r is there already"):
+        hyper.main(["--params_file=space.test"])
+
+
+@pytest.mark.parametrize("option", ["--concurrent=0", "--max_evals=0"])
+def test_no_trial_at_all_is_refused(workdir, option, capsys):
+    with pytest.raises(SystemExit):
+        hyper.main(["--params_file=space.test", option])
+    assert f"{option.replace('=', ' is ')}; it must be at least 1" in capsys.readouterr().err
+
+
+def test_every_combination_is_tried_however_long_none_is_better(monkeypatch):
+    pytest.importorskip("hyperopt")
+    tried = []
+
+    def scored(params, _):
+        tried.append((params["lora_r"], params["lora_alpha"]))
+        score = float(len(tried) == 1)  # the first is the best
+        result = {"best_valid_score": score, "valid_score_bigger": True, "model": "LlamaRec"}
+        return result | {"best_valid_result": {}, "test_result": {}}
+
+    monkeypatch.setattr("recbole_llamarec.hyper_tuning.objective_function", scored)
+    space = {"lora_r": ("choice", [*range(1, 7)]), "lora_alpha": ("choice", [*range(1, 6)])}
+    tuned = tune_with_hyperopt(space, {}, max_evals=10)
+    assert tuned.n_trials == len(tried) == len(set(tried)) == 30
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "concurrent", "share"),
+    [(3, 2, 1), (4, 2, 2), (2, 2, 1), (1, 2, 0.5), (2, 3, 0.5), (0, 2, None)],
+)
+def test_a_trial_has_whole_gpus_or_a_part_of_one(monkeypatch, n_gpus, concurrent, share):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: n_gpus)
+    assert share_of_machine(concurrent).get("GPU") == share
 
 
 def test_missing_and_empty_files_are_named(workdir):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from helpers import checkpoint_of, tiny_settings
 from recbole.quick_start import run_recbole
+from safetensors.torch import load_file
 
 from recbole_llamarec.integration.checkpoints import load_checkpoint
 from recbole_llamarec.tuning.score_log import ScoreLog
@@ -142,3 +144,21 @@ def test_a_named_run_with_another_setting_is_refused_with_its_name(
     with pytest.raises(ValueError, match="resume: .*learning_rate was 0.01 and is 0.02"):
         run(named | {"learning_rate": 0.02})
     assert run(named).result["test_result"]["recall@10"] > 0
+
+
+def test_a_half_tuned_run_is_not_taken_up_once_an_adapter_is_found(
+    trained, tmp_path, tiny_llama, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["test"])
+    monkeypatch.setenv("RECBOLE_LLAMAREC_CACHE", str(tmp_path / "cache"))
+    settings = settings_of(tmp_path, tiny_llama)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "put", counting(RunState.put, {"put": 0}, "put", 8))
+        with pytest.raises(Interrupted):
+            run(settings)
+    kept = trained.checkpoint.with_suffix(".adapter")
+    shutil.copytree(kept, tmp_path / "cache" / "adapters" / "tiny")
+    found = load_file(kept / "adapter_model.safetensors")
+    adapter = run(settings).adapter
+    assert adapter == {name: weight.tolist() for name, weight in found.items()}

@@ -17,6 +17,7 @@ from runs import METRICS, batch_of, files, is_tuned, order_of, run_of
 import recbole_llamarec.evaluation.validation as validation
 from recbole_llamarec import LlamaRec, LRURec
 from recbole_llamarec.integration.checkpoints import load_checkpoint
+from recbole_llamarec.integration.configs import random_rows
 from recbole_llamarec.scoring.fusion import Fusion, FusionStep
 from recbole_llamarec.trainer import LlamaRecTrainer
 
@@ -376,6 +377,24 @@ def test_evidence_without_a_language_model_is_fitted_and_loads_none(tiny_run, mo
     assert files(tiny_run) == {"pth", "LRURec.pth", *WRITTEN}
 
 
+@pytest.mark.parametrize("method", ["none", "verbalizer"])
+def test_a_metric_of_whole_lists_is_that_of_the_final_order_on_the_rows_of_the_fit(
+    tiny_run, method, monkeypatch
+):
+    own = {"metrics": ["NDCG", "ItemCoverage"], "valid_metric": "ItemCoverage@5"}
+    settings = {"ranking_method": method, "evidence_items": 3, "rerank_fusion_rows": 20}
+    trainer, train, valid, _ = run_of(tiny_run, epochs=0, **own, **settings, **AUTO)
+    fusion = fused(dict.fromkeys(trainer.model.scorers, 0.4))
+    monkeypatch.setattr(validation, "fit_fusion", lambda *_: fusion)
+    score, result = trainer.fit(train, valid)
+    rows = random_rows(valid, trainer.config, 20)
+    with trainer.model.evaluating(rerank=True):
+        expected = Trainer.evaluate(trainer, rows, load_best_model=False)
+    assert result == pytest.approx(dict(expected), abs=1e-4)
+    assert score == result["itemcoverage@5"] > 0
+    assert result == [*trainer.journal.validation.values()][-1]
+
+
 def test_the_fusion_is_fitted_on_no_more_rows_than_the_key_says(tiny_run):
     trainer, train, valid, _ = run_of(tiny_run, rerank_fusion_rows=9, epochs=0, **AUTO)
     trainer.fit(train, valid, saved=False)
@@ -431,6 +450,13 @@ def test_metrics_of_each_user_stand_beside_the_checkpoint(trained):
     ranks = users[["rank:LRURec", "rank:final: verbalizer"]]
     moved = ranks.iloc[:, 0] != ranks.iloc[:, 1]
     assert moved.any() and (ranks[moved] <= 8).all(None)
+
+
+def test_the_length_of_a_history_is_what_was_chosen_before_the_row(trained):
+    users = pd.read_csv(trained.checkpoint.with_suffix(".users.csv"), dtype={"user_id": str})
+    lines = pd.read_csv(Path(trained.data_path) / "tiny" / "tiny.inter", sep="\t", dtype=str)
+    chosen = lines["user_id:token"].value_counts()
+    assert users["history_length"].tolist() == (chosen[users["user_id"]] - 1).tolist()
 
 
 def test_rows_that_were_not_ranked_have_no_first_choice(tiny_run):

@@ -137,6 +137,7 @@ def test_an_error_of_the_model_is_no_error_of_the_files(trained, workdir, monkey
 
 
 @pytest.mark.parametrize(("option", "n_rows"), [("--run", 5), ("--qrels", 0)])
+@pytest.mark.usefixtures("capsys")  # in memory: the bound holds for pytest's own files, too
 def test_a_full_disk_names_the_file_that_it_is_under(trained, workdir, monkeypatch, option, n_rows):
     rows = [(f"u{number}", "i1", ["i1"] * n_rows) for number in range(30)]
     monkeypatch.setattr(trec, "rankings", lambda *_: iter(rows))

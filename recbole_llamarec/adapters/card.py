@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from recbole_llamarec.ranking.protocol import reads_labels
+from recbole_llamarec.keys import keys_of
+from recbole_llamarec.ranking.prompt.template import PromptTemplate
+from recbole_llamarec.ranking.protocol import ranker_class_of, reads_labels
 from recbole_llamarec.settings import LlamaRecSettings
 from recbole_llamarec.version import __version__
 
@@ -98,7 +100,7 @@ def read_card(directory: Path) -> AdapterCard | None:
     Raises:
         ValueError: it is damaged; the message names the file.
     """
-    file = directory / CARD_FILE
+    file = directory.expanduser() / CARD_FILE
     if not file.is_file():
         return None
     try:
@@ -128,20 +130,31 @@ def training_part_digest(dataset: Any) -> str:
 def prompt_settings(settings: LlamaRecSettings) -> dict[str, Any]:
     """Every setting that the text of a prompt depends on, by key, in JSON's types."""
     template = {f"prompt_{name}": value for name, value in vars(settings.prompt).items()}
-    names = ("ranking_method", "item_text_format", "prompt_max_history", "prompt_max_title_tokens")
-    own = {name: getattr(settings, name) for name in names}
+    names = ("ranking_method", "item_text_format", "likelihood_heading")
+    lengths = ("prompt_max_history", "prompt_max_title_tokens")
+    own = {name: getattr(settings, name) for name in (*names, *lengths)}
     return json.loads(json.dumps({**own, **template, "labels": settings.verbalizer_labels}))
 
 
 def differing(card: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     """Prompt settings of a run that are not the card's and that its prompts show, in words."""
-    unseen = set()
-    if "{instruction}" not in run["prompt_text"]:
-        unseen.add("prompt_instruction")
-    if not reads_labels(run["ranking_method"]):
-        unseen.add("prompt_response")
     return [
         f"{name} is {run.get(name)!r}, the adapter's {card.get(name)!r}"
-        for name in sorted({*card, *run} - unseen)
+        for name in sorted({*card, *run} - _unseen(run))
         if card.get(name) != run.get(name)
     ]
+
+
+def _unseen(run: Mapping[str, Any]) -> set[str]:
+    """Prompt settings of a run that its prompts do not show."""
+    method = run["ranking_method"]
+    if not getattr(ranker_class_of(method), "shows_template", True):
+        return {"labels", *(stated.name for stated in keys_of(PromptTemplate, "prompt_"))}
+    unseen = {"likelihood_heading"}
+    if "{instruction}" not in run["prompt_text"]:
+        unseen.add("prompt_instruction")
+    if "{label}" not in run["prompt_candidate_item"]:
+        unseen.add("labels")
+    if not reads_labels(method):
+        unseen.add("prompt_response")
+    return unseen

@@ -28,17 +28,19 @@ SHIPPED = Path(__file__).parent
 
 
 def adapter_folders(cache_dir: str | None = None) -> list[Path]:
-    """Every folder with a card: those of the package, then those of the user's cache.
+    """Every folder with a card: those of the user's cache, then those of the package.
 
     Args:
         cache_dir: the cache, see :func:`~recbole_llamarec.ranking.model.embedded.cache_root`.
     """
-    roots = (SHIPPED, cache_root(cache_dir) / "adapters")
+    roots = (cache_root(cache_dir) / "adapters", SHIPPED)
     return [card.parent for root in roots for card in sorted(root.glob(f"*/{CARD_FILE}"))]
 
 
 def find_adapter(settings: LlamaRecSettings, dataset: Any, language_model: str) -> Path | None:
     """The adapter that was trained for a run, if there is one.
+
+    Where those of its training part and model differ in their prompts, a warning says how.
 
     Args:
         settings: of the run.
@@ -48,7 +50,7 @@ def find_adapter(settings: LlamaRecSettings, dataset: Any, language_model: str) 
     Returns:
         its directory; ``None`` where no card fits.
     """
-    part, prompts = None, prompt_settings(settings)
+    part, prompts, refused = None, prompt_settings(settings), []
     for folder in adapter_folders(settings.llm.cache_dir):
         card = read_card(folder)
         if card is None or card.language_model != language_model:
@@ -56,10 +58,12 @@ def find_adapter(settings: LlamaRecSettings, dataset: Any, language_model: str) 
         part = part or training_part_digest(dataset)
         if card.training_part != part:
             continue
-        if reasons := differing(card.prompts, prompts):
-            logger.info("The adapter %s is not taken: %s.", folder, "; ".join(reasons))
-            continue
-        return folder
+        reasons = differing(card.prompts, prompts)
+        if not reasons:
+            return folder
+        refused.append((folder, "; ".join(reasons)))
+    for other in refused:
+        logger.warning("The adapter %s is not taken: %s.", *other)
     return None
 
 

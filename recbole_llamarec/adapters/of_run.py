@@ -32,13 +32,12 @@ def card_of_run(scorer: Any, journal: Any, config: Any) -> AdapterCard:
     start = None
     if settings.lora_adapter not in (None, AUTO):
         start = read_card(Path(settings.lora_adapter))
-    samples = len(journal.ranker.losses) * config["train_batch_size"]
     return AdapterCard(
         dataset=dataset.dataset_name,
         training_part=training_part_digest(dataset),
         language_model=scorer.ranker.model.base_model.model.name_or_path,
         prompts=prompt_settings(settings),
-        samples=samples + (start.samples if start else 0),
+        samples=journal.tuning_samples + (start.samples if start else 0),
         seed=config["seed"],
         hours=round(journal.tuning_seconds / 3600 + (start.hours if start else 0), 3),
         command=" ".join(["python", *map(_without_folder, sys.argv)]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,11 @@ def has_cutoffs(metric: str) -> bool:
 def only_rank_metrics(metrics: Sequence[str]) -> bool:
     """Whether all of them are rank metrics."""
     return all(map(is_rank_metric, metrics))
+
+
+def as_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """RecBole's metrics, of which some are NumPy's scalars, GAUC of float32."""
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def require_items(topk: Sequence[int], n_items: int) -> None:

@@ -35,14 +35,14 @@ class EvaluationPass:
     _batches: list[dict[str, np.ndarray]] = field(default_factory=list)
     _ranked: list[dict[str, np.ndarray]] = field(default_factory=list)
 
-    def note(self, users: Tensor, targets: Tensor, ranks: Tensor) -> None:
+    def note(self, users: Tensor, targets: Tensor, ranks: Tensor, lengths: Tensor) -> None:
         """Record a batch as the retriever has ordered it.
 
         Args:
-            users, targets, ranks: user, target item and the target's rank in the retriever's order
-                (from 1) of each row, ``[B]`` on the CPU.
+            users, targets, ranks, lengths: user, target item, the target's rank in the retriever's
+                order (from 1) and items of the history of each row, ``[B]`` on the CPU.
         """
-        columns = {"users": users, "targets": targets, "ranks": ranks}
+        columns = {"users": users, "targets": targets, "ranks": ranks, "lengths": lengths}
         batch = {name: values.numpy().copy() for name, values in columns.items()}
         batch["is_ranked"] = np.zeros(len(users), dtype=bool)
         self._batches.append(batch)
@@ -102,8 +102,8 @@ class PassRecords:
     """The records of a whole pass.
 
     Attributes:
-        rows: ``users``, ``targets``, ``ranks`` (by the retriever, from 1) and ``is_ranked``, one
-            value each row, ``[rows]``.
+        rows: ``users``, ``targets``, ``ranks`` (by the retriever, from 1), ``lengths`` (items of
+            the history) and ``is_ranked``, one value each row, ``[rows]``.
         ranked: of the rows that were scored, in their order: ``items``, ``retriever``,
             ``best_first``, ``masked`` and ``score:NAME`` of each scorer, ``[R, K]``.
     """

@@ -12,7 +12,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from recbole_llamarec.data.seen import hidden_targets, hidden_warning
-from recbole_llamarec.evaluation.metrics import metrics_of_ranks
+from recbole_llamarec.evaluation.metrics import as_floats, metrics_of_ranks
 from recbole_llamarec.evaluation.passes import PassRecords
 from recbole_llamarec.evaluation.statistics import paired_test
 from recbole_llamarec.scoring.fusion import Stage
@@ -44,6 +44,8 @@ class EvaluationReport:
         n_candidates: K.
         masks_seen: the key ``rerank_mask_seen``.
         n_hidden: rows whose target has been seen before, and is masked with all that has.
+        with_retriever: whether the retriever counts in the final order.
+        is_tuned: whether the run tunes a language model.
     """
 
     stages: list[StageResult]
@@ -52,6 +54,8 @@ class EvaluationReport:
     n_candidates: int
     masks_seen: bool | str
     n_hidden: int = 0
+    with_retriever: bool = True
+    is_tuned: bool = False
 
     @property
     def retriever(self) -> StageResult:
@@ -97,10 +101,10 @@ class EvaluationReport:
         }[self.masks_seen]
         weights = ", ".join(f"{name} {weight:.3g}" for name, weight in self.weights.items())
         return (
-            f"{self.n_candidates} candidates a row; {seen}, for all stages alike. Weights beside "
-            f"the retriever: {weights or 'none'}. The target is among the candidates in "
-            f"{self.n_retrieved} of {self.n_rows} rows (ceiling: Recall@{self.n_candidates} = "
-            f"{self.ceiling:.4f})."
+            f"{self.n_candidates} candidates a row; {seen}, for all stages alike. Weights "
+            f"{'beside' if self.with_retriever else 'without'} the retriever: {weights or 'none'}. "
+            f"The target is among the candidates in {self.n_retrieved} of {self.n_rows} rows "
+            f"(ceiling: Recall@{self.n_candidates} = {self.ceiling:.4f})."
         )
 
     def table(self) -> str:
@@ -130,10 +134,13 @@ class EvaluationReport:
         before, after = self.retriever.metrics[metric], self.final.metrics[metric]
         if (after >= before) if bigger else (after <= before):
             return None
+        remedy = "Leave it out (ranking_method: none, evidence_items: 0, scorers: ~)."
+        if self.is_tuned:
+            remedy = "Tune it on more samples (train_max_samples), or take a larger model "
+            remedy += "(llm_name_or_path)."
         return (
-            f"The final order's {metric} ({after}) is worse than the retriever's ({before}): this "
-            "ranker does not earn its compute. Tune it on more samples (train_max_samples), or use "
-            "a larger language model (llm_name_or_path)."
+            f"The final order's {metric} ({after}) is worse than the retriever's ({before}): what "
+            f"ranks its candidates does not earn the compute. {remedy}"
         )
 
     def lines(self, metric: str) -> list[str]:
@@ -246,10 +253,8 @@ def add_choices(users: pd.DataFrame, records: PassRecords, item_counts: np.ndarr
     for name, scores in records.opinions.items():
         first = scores.argmax(1)  # [R]
         chosen = np.take_along_axis(records.ranked["items"], first[:, None], 1)[:, 0]  # [R]
-        for column, values in (
-            (f"first:{name}", first),
-            (f"first_count:{name}", item_counts[chosen]),
-        ):
+        first_choices = {f"first:{name}": first, f"first_count:{name}": item_counts[chosen]}
+        for column, values in first_choices.items():
             columns[column] = np.full(len(ranked), np.nan)
             columns[column][ranked] = values
     return pd.concat([users, pd.DataFrame(columns)], axis=1)
@@ -276,13 +281,11 @@ def evaluation_report(
     scorers = [name for name in model.scorer_names if name in records.opinions]
     stages = model.fusion.stages(settings.retriever, scorers)
     users = user_table(records, stages, dataset, config)
-    users["history_length"] = [
-        np.unique(model.seen.of(user)).size for user in records.rows["users"]
-    ]
+    users["history_length"] = records.rows["lengths"]
     results = [StageResult(stage.name, stage_means(users, stage.name)) for stage in stages]
-    results[0] = StageResult(stages[0].name, _as_floats(retriever))
+    results[0] = StageResult(stages[0].name, as_floats(retriever))
     if scorers:
-        results[-1] = StageResult(stages[-1].name, _as_floats(final))
+        results[-1] = StageResult(stages[-1].name, as_floats(final))
     return EvaluationReport(
         stages=results,
         weights=model.fusion.weights or {},
@@ -290,9 +293,6 @@ def evaluation_report(
         n_candidates=settings.rerank_candidates,
         masks_seen=settings.rerank_mask_seen,
         n_hidden=hidden_targets(dataset, settings.rerank_mask_seen),
+        with_retriever=model.fusion.with_retriever,
+        is_tuned=any(getattr(scorer, "is_tuned", False) for scorer in model.scorers.values()),
     )
-
-
-def _as_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """RecBole's metrics, of which some are NumPy's scalars, GAUC of float32."""
-    return {name: float(value) for name, value in metrics.items()}

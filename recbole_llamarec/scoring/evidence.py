@@ -96,10 +96,7 @@ class Evidence:
         """Nothing to take."""
 
     def counts(self, item: int, others: np.ndarray) -> np.ndarray:
-        """How often each of some others followed an item, float64 ``[len(others)]``.
-
-        Items that the catalogue does not have followed nothing.
-        """
+        """How often each of some others followed an item, float64 ``[len(others)]``."""
         start, stop = self._counts.indptr[item : item + 2]
         items, counts = self._counts.indices[start:stop], self._counts.data[start:stop]
         if not len(items):
@@ -121,8 +118,7 @@ class Evidence:
         Returns:
             float64 ``[K]``.
         """
-        is_known = others < len(self._popularity)
-        popularity = self._popularity[np.where(is_known, others, 0)]  # as item 0: never chosen
+        popularity = self._popularity[others]
         recent = history[max(0, len(history) - self.n_recent) :]
         shares = []
         for place, item in enumerate(recent):

@@ -63,6 +63,11 @@ class LanguageModel:
         self._saved: dict[str, Any] | None = None
 
     @property
+    def is_tuned(self) -> bool:
+        """Whether there is an adapter that the run tunes."""
+        return self.has_adapter and self.card is None
+
+    @property
     def ranker(self) -> Ranker:
         """The ranker; loads the language model on first use."""
         if self._ranker is None:
@@ -115,7 +120,7 @@ class LanguageModel:
                 "lora_adapter: auto: %s",
                 f"{directory}, which is not tuned again; ~ tunes a new one"
                 if directory
-                else "no adapter has been trained on this training part; a new one",
+                else "none fits this training part, model and prompt; a new one",
             )
         if directory is None:
             return add_adapter(base, settings.lora, self.parts.seed)

@@ -20,7 +20,9 @@ class TrainingCurve:
     scores: dict[int, float] = field(default_factory=dict)
 
     def best(self, bigger: bool) -> tuple[int, float] | None:
-        """Step and score of the best validation, the first of equal ones; ``None`` without any.
+        """Step and score of the best validation; ``None`` without any.
+
+        Of equal ones it is the last, whose state RecBole and the tuning loop keep.
 
         Args:
             bigger: whether a greater score is the better one.
@@ -28,7 +30,7 @@ class TrainingCurve:
         if not self.scores:
             return None
         choose = max if bigger else min
-        return choose(self.scores.items(), key=lambda item: item[1])
+        return choose(reversed(self.scores.items()), key=lambda item: item[1])
 
     def state(self) -> dict[str, Any]:
         """The curve as plain values, for a file."""

@@ -123,13 +123,11 @@ class TuningLoop:
             progress = TuningProgress.from_state(state)
             self.adapter.load_adapter_weights(state["adapter"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
-        batches = self.plan.batches
+            if state["scaler"]:  # empty where nothing was scaled, as on a CPU
+                self.scaler.load_state_dict(state["scaler"])
+        batches, n_samples = self.plan.batches, self.plan.n_samples
         options = {"desc": "Tune", "unit": "sample", "ncols": 100, "disable": not show_progress}
-        n_samples = sum(map(len, batches))
-        with tqdm(
-            total=n_samples, initial=sum(map(len, batches[: progress.step])), **options
-        ) as bar:
+        with tqdm(total=n_samples(), initial=n_samples(progress.step), **options) as bar:
             if not batches and not progress.is_complete:
                 progress.awaits_validation = self.plan.validates_at(0)
             begin = time.perf_counter() - progress.seconds

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from recbole.utils.argument_list import training_arguments
 
 from recbole_llamarec.evaluation.metrics import only_rank_metrics
 from recbole_llamarec.ranking.protocol import Loss
 from recbole_llamarec.scoring.language_model import LanguageModel
+from recbole_llamarec.settings import llamarec_keys
 from recbole_llamarec.tuning.samples import TuningSamples
+
+logger = logging.getLogger(__name__)
+
+# Keys that an adapter which is not tuned leaves unread; its one validation reads train_eval_rows.
+OF_TUNING = {
+    *training_arguments,
+    *(name for name in llamarec_keys() if name.startswith(("train_", "lora_"))),
+} - {"lora_adapter", "train_eval_rows"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,10 @@ class TuningPlan:
     seed: int
     recomputes_layers: bool = False
 
+    def n_samples(self, n_steps: int | None = None) -> int:
+        """Samples of the first steps, or of all."""
+        return sum(map(len, self.batches[:n_steps]))
+
     def validates_at(self, step: int) -> bool:
         """Whether the ranker is validated behind a step."""
         if not self.validates:
@@ -77,6 +92,22 @@ def learning_rate_factor(schedule: str, step: int, n_steps: int) -> float:
     if step <= rise:
         return step / rise
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, n_steps - rise)))
+
+
+def warn_of_keys_without_effect(card: Any, config: Any) -> None:
+    """Name the keys of tuning that the user has given, where an adapter is not tuned.
+
+    Args:
+        card: of the adapter that ``lora_adapter: auto`` found; ``None`` where there is none.
+        config: RecBole's ``Config``.
+    """
+    given = sorted(OF_TUNING.intersection(config.external_config_dict))
+    if card is not None and given:
+        logger.warning(
+            "lora_adapter: auto takes an adapter that was trained for this run and does not tune "
+            "it again, so that these keys have no effect: %s. --lora_adapter=None tunes a new one.",
+            ", ".join(given),
+        )
 
 
 def tuning_plan(

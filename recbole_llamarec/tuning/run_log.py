@@ -30,12 +30,14 @@ class Journal:
     Attributes:
         seconds: wall time of each phase, by name.
         tuning_seconds: wall time of tuning, that of an interrupted run included.
+        tuning_samples: samples that the ranker was tuned on, each as often as it was drawn.
         retriever, ranker: training curves; empty where nothing was trained.
         validation: metrics of each stage on the rows that the fusion was fitted on.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     tuning_seconds: float = 0.0
+    tuning_samples: int = 0
     retriever: TrainingCurve = field(default_factory=TrainingCurve)
     ranker: TrainingCurve = field(default_factory=TrainingCurve)
     validation: dict[str, dict[str, float]] = field(default_factory=dict)

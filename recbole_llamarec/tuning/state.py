@@ -125,8 +125,8 @@ class RunState:
         if resume is not None:
             return cls._resumed(_stem_of(resume), settings, every_minutes)
         _remove_litter(stem.parent)
-        files = sorted(stem.parent.glob(f"LlamaRec-*{RESUME}"), key=lambda f: f.stat().st_mtime)
-        for file in reversed(files):
+        files = stem.parent.glob(f"LlamaRec-*{RESUME}")
+        for file in sorted(files, key=_time_of_writing, reverse=True):
             try:
                 return cls._resumed(_stem_of(file), settings, every_minutes)
             except DamagedFileError as reason:
@@ -164,6 +164,14 @@ class RunState:
         _remove_parts(stem)
         logger.info("Going on with the interrupted run %s", stem.name)
         return state
+
+
+def _time_of_writing(file: Path) -> float:
+    """Of a state; one that another process has just removed is the oldest."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _remove_parts(stem: Path) -> None:
@@ -226,12 +234,13 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ]
 
 
-def result_settings(config: Any, *loaders: Any) -> dict[str, str]:
+def result_settings(config: Any, *loaders: Any, card: Any = None) -> dict[str, str]:
     """Everything that a run's result depends on, as text.
 
     Args:
         config: RecBole's ``Config`` of the run.
         loaders: RecBole's, of the rows that the run reads; ``None`` is none.
+        card: of the adapter that ``lora_adapter: auto`` found, an ``AdapterCard``; or ``None``.
     """
     values = {
         key: str(value)
@@ -243,12 +252,16 @@ def result_settings(config: Any, *loaders: Any) -> dict[str, str]:
         for field in (dataset.uid_field, dataset.iid_field):
             digest.update(np.ascontiguousarray(dataset.inter_feat[field]).tobytes())
             digest.update(repr(dataset.field2id_token[field].tolist()).encode())  # of the ids
+        for choices in (dataset.chosen.starts, dataset.chosen.items):  # of the test's rows, too
+            digest.update(choices.tobytes())
+        digest.update(repr(dataset.item_texts()).encode())
         digest.update(b"|")
     contents = {f"content of {key}": _content(config[key]) for key in INPUT_FILES if config[key]}
     return {
         **values,
         **contents,
         "data": digest.hexdigest()[:16],
+        "adapter found": str(card and hashlib.sha256(card.json().encode()).hexdigest()[:16]),
         "recbole_llamarec": __version__,
     }
 

@@ -13,10 +13,12 @@ from helpers import checkpoint_of
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import load_data_and_model
+from runs import run_of
 
 from recbole_llamarec.adapters.card import (
     AdapterCard,
     differing,
+    prompt_settings,
     read_card,
     training_part_digest,
 )
@@ -67,6 +69,14 @@ def test_a_run_saves_a_card_that_says_what_it_did(trained):
     assert card.training_part in page and "license: mit" in page and card.command in page
 
 
+def test_a_card_counts_the_samples_that_were_drawn(tiny_run):
+    """A short last batch is not a whole one."""
+    run = run_of(tiny_run, train_max_samples=10, epochs=2)  # batches of 8 and 2
+    run.trainer.fit(run.train, run.valid)
+    card = read_card(Path(run.trainer.saved_model_file).with_suffix(".adapter"))
+    assert card.samples == 20
+
+
 def test_the_adapter_of_the_same_training_part_model_and_prompts_is_found(trained, kept):
     assert kept in adapter_folders()
     assert found(trained.settings) == kept
@@ -89,9 +99,41 @@ def test_an_adapter_of_anything_else_is_not_taken(trained, kept, changes):
     assert found(trained.settings, model, **changes) is None
 
 
+def test_an_adapter_of_the_users_cache_comes_before_one_of_the_package(
+    trained, kept, tmp_path, monkeypatch
+):
+    shutil.copytree(kept, tmp_path / "package" / "a-tiny")
+    monkeypatch.setattr("recbole_llamarec.adapters.find.SHIPPED", tmp_path / "package")
+    assert adapter_folders() == [kept, tmp_path / "package" / "a-tiny"]
+    assert found(trained.settings) == kept
+
+
+def test_prompts_that_differ_are_warned_of_unless_another_adapter_fits(
+    trained, kept, caplog, monkeypatch
+):
+    monkeypatch.setattr("recbole_llamarec.adapters.find.SHIPPED", kept / "nothing")
+    other = shutil.copytree(kept, kept.with_name("a-tiny")) / "card.json"
+    other.write_text(other.read_text().replace('max_history": 5', 'max_history": 6'))
+    assert found(trained.settings) == kept
+    assert "is not taken" not in caplog.text
+    assert found(trained.settings, prompt_max_history=7) is None
+    refused = [line for line in caplog.messages if "is not taken" in line]
+    assert refused == [
+        f"The adapter {folder} is not taken: prompt_max_history is 7, the adapter's {shown}."
+        for folder, shown in ((other.parent, 6), (kept, 5))
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "method", "text", "differs"),
     [
+        ("likelihood_heading", "verbalizer", "{history} {candidates}", False),
+        ("likelihood_heading", "likelihood", "{history} {candidates}", True),
+        ("prompt_text", "likelihood", "{history} {candidates}", False),
+        ("prompt_max_history", "likelihood", "{history} {candidates}", True),
+        ("labels", "likelihood", "{history} {candidates}", False),
+        ("labels", "readout", "{history} {candidates}", False),
+        ("labels", "verbalizer", "{history} {candidates}", True),
         ("prompt_response", "readout", "{history} {candidates}", False),
         ("prompt_response", "verbalizer", "{history} {candidates}", True),
         ("prompt_instruction", "verbalizer", "{history} {candidates}", False),
@@ -99,9 +141,20 @@ def test_an_adapter_of_anything_else_is_not_taken(trained, kept, changes):
     ],
 )
 def test_a_setting_that_no_prompt_shows_makes_no_difference(name, method, text, differs):
-    prompts = {"ranking_method": method, "prompt_text": text, name: "one"}
+    item = "{title} ({label})" if method == "verbalizer" else "{title}"
+    prompts = {"ranking_method": method, "prompt_text": text, "prompt_candidate_item": item}
+    prompts[name] = "one"
     expected = [f"{name} is 'two', the adapter's 'one'"] if differs else []
     assert differing(prompts, {**prompts, name: "two"}) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "fits"), [("verbalizer", True), ("readout", True), ("likelihood", False)]
+)
+def test_a_card_without_the_heading_fits_prompts_that_do_not_show_it(method, fits):
+    run = prompt_settings(LlamaRecSettings(ranking_method=method))
+    card = {name: value for name, value in run.items() if name != "likelihood_heading"}
+    assert (differing(card, run) == []) is fits
 
 
 def test_an_adapter_that_is_found_ranks_without_being_tuned_again(trained, kept, workdir):
@@ -120,12 +173,29 @@ def test_an_adapter_that_is_found_ranks_without_being_tuned_again(trained, kept,
     assert read_card(again) == read_card(kept)
 
 
+def test_keys_of_tuning_that_an_adapter_leaves_without_effect_are_named_once(
+    trained, kept, workdir, caplog
+):
+    run = run_of(trained.settings, checkpoint_dir=str(workdir / "saved"))
+    run.trainer.fit(run.train, run.valid)
+    (warning,) = [line for line in caplog.messages if "have no effect" in line]
+    assert "epochs, learning_rate, train_batch_size, train_max_samples." in warning
+    assert "--lora_adapter=None" in warning
+
+
 def test_an_adapter_of_another_training_part_of_the_same_data_is_refused(trained, kept):
     config, train, *_ = prepared(trained.settings, user_inter_num_interval="[8,inf)")
     with pytest.raises(ValueError, match="lora_adapter.*another training part of tiny"):
         check_adapter(kept, train.dataset)
     train.dataset.dataset_name = "other-data"  # of which the adapter holds no target
     check_adapter(kept, train.dataset)
+
+
+def test_an_adapter_named_from_the_home_folder_is_checked_too(trained, kept, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, train, *_ = prepared(trained.settings, user_inter_num_interval="[8,inf)")
+    with pytest.raises(ValueError, match="lora_adapter.*another training part of tiny"):
+        check_adapter(Path("~/cache/adapters/tiny"), train.dataset)
 
 
 def test_an_adapter_named_by_the_run_is_checked_when_the_model_is_loaded(trained, kept):

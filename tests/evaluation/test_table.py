@@ -52,6 +52,7 @@ def records() -> PassRecords:
         "users": np.arange(1, N_ROWS + 1),
         "targets": np.append(items[np.arange(5), columns], 29),
         "ranks": np.append(columns + 1, 20),
+        "lengths": np.array([3, 1, 4, 1, 5, 9]),
         "is_ranked": np.array([True] * 5 + [False]),
     }
     retriever = np.log(np.tile([0.4, 0.3, 0.2, 0.1], (5, 1))).astype(np.float32)
@@ -69,14 +70,16 @@ STEPS = (
 FITTED = Fusion({"evidence": 0.5, "letters": 1.0}, steps=STEPS, n_rows=5)
 
 
-def report_of(records: PassRecords, fusion: Fusion, names=("evidence", "letters"), **settings):
+def report_of(
+    records: PassRecords, fusion: Fusion, names=("evidence", "letters"), scorers=None, **settings
+):
     """The report of a model that has nothing but what a report reads."""
     keys = {"retriever": "SASRec", "rerank_candidates": K, "rerank_mask_seen": True} | settings
     model = SimpleNamespace(
         settings=SimpleNamespace(**keys),
         scorer_names=list(names),
+        scorers=scorers or {},
         fusion=fusion,
-        seen=SimpleNamespace(of=lambda user: np.arange(user)),
         item_counts=np.arange(N_ITEMS) * 10,
     )
     metrics = {"recall@2": 0.3333, "mrr@2": 0.25, "itemcoverage@2": 0.5}
@@ -145,6 +148,26 @@ def test_the_caption_says_what_the_tables_are_of(records, masks, words):
     assert "in 5 of 6 rows (ceiling: Recall@4 = 0.8333)" in caption
 
 
+def test_the_caption_says_where_the_retriever_does_not_count(records):
+    alone = Fusion({"letters": 1.0}, with_retriever=False)
+    assert "Weights without the retriever: letters 1." in report_of(records, alone).caption()
+
+
+@pytest.mark.parametrize(
+    ("scorer", "remedy"),
+    [
+        (SimpleNamespace(is_tuned=True), "Tune it on more samples"),
+        (SimpleNamespace(is_tuned=False), "Leave it out"),  # its adapter is at hand, or a server's
+        (SimpleNamespace(), "Leave it out"),  # evidence
+    ],
+)
+def test_more_samples_are_asked_for_where_an_adapter_is_tuned(records, scorer, remedy):
+    report = report_of(records, FITTED, scorers={"letters": scorer})
+    assert report.warnings("recall@2", bigger=True)[1:] == []  # the final order is better
+    (worse,) = report.warnings("recall@2", bigger=False)[1:]
+    assert "worse than the retriever's (0.3333)" in worse and remedy in worse
+
+
 def test_users_have_the_ranks_and_metrics_of_each_stage(records):
     stages = [Stage("SASRec", {}), Stage("letters", {"letters": 1.0}, with_retriever=False)]
     users = user_table(records, stages, DATASET, CONFIG)
@@ -174,7 +197,7 @@ def test_users_have_each_scorers_first_choice_where_it_was_asked(records):
 
 def test_a_report_has_histories_beside_the_users(records):
     users = report_of(records, FITTED).users
-    assert users["history_length"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert users["history_length"].tolist() == [3, 1, 4, 1, 5, 9]
     assert {"rank:final: SASRec + evidence + letters", "first:letters"} <= set(users)
 
 
@@ -194,6 +217,7 @@ def test_the_table_of_an_evaluation_without_any_retrieved_target():
         "users": np.arange(7),
         "targets": np.full(7, 9),
         "ranks": np.full(7, 21),
+        "lengths": np.full(7, 3),
         "is_ranked": np.zeros(7, dtype=bool),
     }
     empty = np.empty((0, K), dtype=np.float32)

@@ -31,17 +31,12 @@ def test_the_window_bounds_the_distance():
     assert evidence.counts(1, np.arange(1, 7)).tolist() == [0, 1, 2, 0, 0, 0]
 
 
-def test_items_that_the_catalogue_does_not_have_follow_nothing():
-    evidence = Evidence(SEQUENCES, 7, n_recent=2, window=5)
-    assert evidence.counts(1, np.array([7, 3, 0])).tolist() == [0, 2.5, 0]
-
-
 def test_scores_are_shares_smoothed_by_popularity():
     evidence = Evidence(SEQUENCES, 7, n_recent=2, window=5)
-    pool = np.array([3, 2, 6, 9])  # nobody has chosen the last two, and one is of no catalogue
-    popularity = np.array([4, 2, 1, 1]) / (9 + 7)
-    of_one = (np.array([2.5, 1, 0, 0]) + PRIOR_COUNT * popularity) / (4 + PRIOR_COUNT)
-    of_three = (np.array([0, 0, 0, 0]) + PRIOR_COUNT * popularity) / (1 + PRIOR_COUNT)
+    pool = np.array([3, 2, 6])  # nobody has chosen the last one
+    popularity = np.array([4, 2, 1]) / (9 + 7)
+    of_one = (np.array([2.5, 1, 0]) + PRIOR_COUNT * popularity) / (4 + PRIOR_COUNT)
+    of_three = (np.array([0, 0, 0]) + PRIOR_COUNT * popularity) / (1 + PRIOR_COUNT)
     rows = rows_of([[5, 1, 3], [1], [6], []])
     scores = evidence.scores(rows, torch.from_numpy(np.tile(pool, (4, 1))))
     assert scores.dtype == torch.float32

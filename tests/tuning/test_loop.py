@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from runs import language_model_of, pools_of
+from torch.amp import GradScaler
 
 from recbole_llamarec.ranking.model.batching import TokenBudget
 from recbole_llamarec.ranking.model.lora import LoraSettings
@@ -170,6 +171,18 @@ def test_a_complete_state_gives_the_best_adapter_without_a_step(tiny_llama):
     progress = again.run(whole.states[-1])
     assert again.steps == again.validated == [] and progress.is_complete
     assert_same_adapter(again.scorer.adapter_weights(), whole.scorer.adapter_weights())
+
+
+def test_a_state_without_a_loss_scale_goes_on_where_there_is_one(tiny_llama):
+    """As one of a CPU does on a GPU in float16."""
+    stopped = Tuning(tiny_llama, due={1, 2}, stop_at=3)
+    with pytest.raises(Stopped):
+        stopped.run()
+    assert stopped.states[-1]["scaler"] == {}
+    going_on = Tuning(tiny_llama)
+    going_on.loop.scaler = GradScaler("cpu", enabled=True)
+    progress = going_on.run(stopped.states[-1])
+    assert progress.is_complete and progress.step == 6
 
 
 def test_the_time_of_an_interrupted_run_counts(tiny_llama):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from runs import run_of
 
 from recbole_llamarec.ranking.losses import LabelLoss
-from recbole_llamarec.tuning.plan import TuningPlan, learning_rate_factor, tuning_plan
+from recbole_llamarec.tuning.plan import (
+    TuningPlan,
+    learning_rate_factor,
+    tuning_plan,
+    warn_of_keys_without_effect,
+)
 from recbole_llamarec.tuning.samples import TuningSamples
 
 
@@ -97,3 +104,15 @@ def test_an_untuned_ranker_is_validated_unless_the_fit_of_the_fusion_does(
     scorer = run.trainer.language_model
     plan = tuning_plan(samples, scorer, run.model.settings, run.trainer.config, True)
     assert plan.validates_at(0) is validates and plan.clipping is None
+
+
+def test_only_keys_of_tuning_are_without_effect_and_only_where_an_adapter_was_found(caplog):
+    of_tuning = {"epochs": 3, "train_loss": "next_token", "lora_r": 16, "learning_rate": 1e-3}
+    others = {"lora_adapter": "auto", "valid_metric": "MRR@10", "train_eval_rows": 9, "seed": 1}
+    config = SimpleNamespace(external_config_dict=others | of_tuning | {"save_every_minutes": 5})
+    warn_of_keys_without_effect(None, config)
+    warn_of_keys_without_effect("a card", SimpleNamespace(external_config_dict=others))
+    assert caplog.messages == []
+    warn_of_keys_without_effect("a card", config)
+    (warning,) = caplog.messages
+    assert "no effect: epochs, learning_rate, lora_r, train_loss." in warning

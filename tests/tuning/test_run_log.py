@@ -128,8 +128,8 @@ def test_the_journal_has_the_curves_and_the_times_of_each_phase(tiny_run):
     assert all(set(metrics) >= {"ndcg@5", "ndcg@10"} for metrics in journal.validation.values())
 
 
-def test_the_best_of_equal_validations_is_the_first():
+def test_the_best_of_equal_validations_is_the_last_whose_state_is_kept():
     curve = TrainingCurve(scores={1: 0.2, 2: 0.5, 3: 0.5, 4: 0.1})
-    assert curve.best(bigger=True) == (2, 0.5) and curve.best(bigger=False) == (4, 0.1)
+    assert curve.best(bigger=True) == (3, 0.5) and curve.best(bigger=False) == (4, 0.1)
     assert TrainingCurve().best(bigger=True) is None
     assert TrainingCurve.from_state(curve.state()) == curve

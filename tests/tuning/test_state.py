@@ -13,6 +13,7 @@ from filelock import FileLock
 from given import with_file
 from helpers import environment
 from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
 
 from recbole_llamarec.files import save_tensors
 from recbole_llamarec.tuning.score_log import ScoreLog
@@ -100,6 +101,12 @@ def test_the_latest_of_several_interrupted_runs_is_taken_up(tmp_path):
         state.put("tuning", {"name": name})
         state.close()
     assert claim(tmp_path).phases["tuning"]["name"] == "LlamaRec-2"
+
+
+def test_a_state_that_another_process_removes_meanwhile_hinders_nobody(tmp_path):
+    stem = interrupted(tmp_path)
+    (tmp_path / "LlamaRec-gone.resume.pt").symlink_to(tmp_path / "nowhere")  # listed, not there
+    assert claim(tmp_path).stem == stem
 
 
 def test_a_damaged_state_is_left_alone_and_a_new_run_begins(tmp_path, caplog):
@@ -196,6 +203,27 @@ def test_a_run_does_not_go_on_with_other_contents_of_its_inputs(tiny_run, tmp_pa
     assert anew.stem != state.stem
     anew.close()
     assert begun("1 2 0.5").stem == state.stem
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("tiny.item", "i7\tThe ", "i7\tA "),
+        ("tiny.inter", "40\ti50\t881250011", "40\ti1\t881250011"),  # the last user's last item
+    ],
+)
+def test_a_run_does_not_go_on_with_other_titles_or_test_rows(tiny_run, name, before, after):
+    def data() -> str:
+        config = Config(config_dict=tiny_run)
+        train, valid, _ = data_preparation(config, create_dataset(config))
+        return result_settings(config, train, valid)["data"]
+
+    first, file = data(), Path(tiny_run["data_path"]) / "tiny" / name
+    assert data() == first
+    text = file.read_text()
+    assert text.count(before) == 1
+    file.write_text(text.replace(before, after))
+    assert data() != first
 
 
 def test_the_content_of_each_of_two_tables_counts(tiny_run, tmp_path):
