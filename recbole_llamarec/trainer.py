@@ -94,13 +94,13 @@ class LlamaRecTrainer(Trainer):
         self.eval_collector.data_collect(train_data)
         self.journal = Journal()
         self._writes_report = saved and verbose
-        self._files, card = RunFiles(Path(self.saved_model_file)), None
-        if self.language_model is not None:
+        self._files = RunFiles(Path(self.saved_model_file))
+        if (scorer := self.language_model) is not None:
             with self.journal.timed("loading the language model"):
-                self.language_model.ranker  # noqa: B018
-            card = self.language_model.card
-            warn_of_keys_without_effect(card, self.config)
+                scorer.ranker  # noqa: B018
+            warn_of_keys_without_effect(scorer.card, self.config)
         if saved:
+            card = None if scorer is None else scorer.card
             settings = result_settings(self.config, train_data, valid_data, card=card)
             self._files.claim(settings, self.settings.save_every_minutes, self._resume)
             self.saved_model_file = str(self._files.checkpoint)

@@ -20,6 +20,7 @@ from recbole.trainer import Trainer
 from torch import Tensor
 
 from recbole_llamarec import distributed
+from recbole_llamarec.evaluation.metrics import as_floats
 from recbole_llamarec.integration.checkpoints import runs_recboles_loop
 from recbole_llamarec.integration.values import is_plain
 
@@ -142,7 +143,7 @@ def _training_state(
         "optimizer": trainer.optimizer.state_dict(),
         "cur_step": int(trainer.cur_step),
         "best_valid_score": float(trainer.best_valid_score),
-        "best_valid_result": result and {name: float(value) for name, value in result.items()},
+        "best_valid_result": result and as_floats(result),
         "train_loss": dict(trainer.train_loss_dict),
         "random": distributed.gathered(random_state(trainer.device)),
         "loader": {name: loader.generator.get_state() for name, loader in loaders.items()},

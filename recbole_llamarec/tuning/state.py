@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from recbole_llamarec.checksums import DamagedFileError
+from recbole_llamarec.checksums import DamagedFileError, sha256_of
 from recbole_llamarec.files import (
     PART,
     naming,
@@ -248,14 +248,17 @@ def result_settings(config: Any, *loaders: Any, card: Any = None) -> dict[str, s
         if key not in NO_RESULT and not key.startswith("wandb")
     }
     digest = hashlib.sha256()
-    for dataset in [loader.dataset for loader in loaders if loader is not None]:
+    datasets = [loader.dataset for loader in loaders if loader is not None]
+    for dataset in datasets:
         for field in (dataset.uid_field, dataset.iid_field):
             digest.update(np.ascontiguousarray(dataset.inter_feat[field]).tobytes())
+        digest.update(b"|")
+    for dataset in datasets[:1]:  # what all parts share
+        for field in (dataset.uid_field, dataset.iid_field):
             digest.update(repr(dataset.field2id_token[field].tolist()).encode())  # of the ids
         for choices in (dataset.chosen.starts, dataset.chosen.items):  # of the test's rows, too
             digest.update(choices.tobytes())
         digest.update(repr(dataset.item_texts()).encode())
-        digest.update(b"|")
     contents = {f"content of {key}": _content(config[key]) for key in INPUT_FILES if config[key]}
     return {
         **values,
@@ -271,6 +274,5 @@ def _content(setting: str | Mapping[str, str]) -> str:
     digest = hashlib.sha256()
     for file in map(Path, [setting] if isinstance(setting, str) else setting.values()):
         if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()[:16]
