@@ -31,7 +31,8 @@ def written_whole(
     """Within, the file to write to; afterwards it has replaced ``file``.
 
     Args:
-        file: the name that it takes; what is there stays until then.
+        file: the name that it takes; what is there stays until then. A symbolic link stays, and
+            the file that it leads to is replaced.
         key: YAML key or option that names the folder, for messages.
         part: the unfinished file, in the same folder; ``<file>.part`` if left out.
 
@@ -48,6 +49,9 @@ def written_whole(
             "name."
         )
     part = part or file.with_name(f"{file.name}{PART}")
+    if file.is_symlink():
+        file = Path(os.path.realpath(file))  # its part beside it: it may lie on another disk
+        part = file.with_name(part.name)
     try:
         with naming(file, key):
             yield part

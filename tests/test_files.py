@@ -64,6 +64,18 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     assert pipe.is_fifo() and folder.is_dir() and names(tmp_path) == ["folder", "pipe"]
 
 
+def test_a_link_to_a_file_stays_and_its_file_is_replaced(tmp_path):
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    real.parent.mkdir()
+    real.write_text("before")
+    link.symlink_to(real)
+    with written_whole(link) as part:
+        assert part.parent == real.parent  # the link may lead to another disk
+        part.write_text("after")
+    assert link.is_symlink() and real.read_text() == "after"
+    assert names(tmp_path) == ["disk", "link"] and names(real.parent) == ["real"]
+
+
 def test_an_error_of_what_computes_the_content_is_not_the_files(tmp_path):
     with (
         pytest.raises(ConnectionError, match="^the server does not answer$"),
