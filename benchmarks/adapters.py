@@ -2,9 +2,10 @@
 
     python benchmarks/adapters.py amazon-beauty --data dataset
 
-How stands in adapters.yaml; one that starts from another recipe's adapter finds it in the same
-folder. A run that was stopped goes on: give the same command. The test set is not read. The
-adapter is written in bfloat16, with its card, into a folder that ``lora_adapter: auto`` finds.
+How stands in adapters.yaml. Where a recipe starts from another one's adapter that is not in the
+folder, that one is trained before. A run that was stopped goes on: give the same command. The test
+set is not read. The adapter is written in bfloat16, with its card, into a folder that
+``lora_adapter: auto`` finds.
 """
 
 from __future__ import annotations
@@ -49,19 +50,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", default="saved/adapters", help="folder of the run's files")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="folder of the adapters")
     options = parser.parse_args(arguments)
-    recipe = dict(recipes[options.recipe])
-    dataset = recipe.pop("dataset", options.recipe)
-    properties = ROOT / "properties" / recipe.pop("properties")
-    start = recipe.pop("starts_from", None)
-    settings = SETTINGS | {
-        "lora_adapter": start and str(options.out / start),
-        "checkpoint_dir": options.work,
-        "retriever_checkpoint": options.retriever,
-        **recipe,
-    }
-    if options.data:
-        settings["data_path"] = options.data
-    ship(train(dataset, properties, settings), options.out / options.recipe)
+    for name in lineage(recipes, options.recipe):
+        if name != options.recipe and (options.out / name).is_dir():
+            continue
+        recipe = dict(recipes[name])
+        dataset = recipe.pop("dataset", name)
+        properties = ROOT / "properties" / recipe.pop("properties")
+        start = recipe.pop("starts_from", None)
+        settings = SETTINGS | {
+            "lora_adapter": start and str(options.out / start),
+            "checkpoint_dir": options.work,
+            "retriever_checkpoint": options.retriever,
+            **recipe,
+        }
+        if options.data:
+            settings["data_path"] = options.data
+        ship(train(dataset, properties, settings), options.out / name)
+
+
+def lineage(recipes: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
+    """Names of the recipes that one starts from, the first one first, and its own."""
+    start = recipes[name].get("starts_from")
+    return [*(lineage(recipes, start) if start else []), name]
 
 
 def train(dataset: str, properties: Path, settings: Mapping[str, Any]) -> Path:

@@ -212,6 +212,11 @@ ELSEWHERE = {
     "--prompt_max_title_tokens=16": (
         "it needs the data set: tests/adapters/test_shipped.py finds the adapter"
     ),
+    "python run_recbole.py --model=LlamaRec --dataset=amazon-beauty "
+    "--config_files=properties/small-model-retrieved.yaml --prompt_max_history=10 "
+    "--prompt_max_title_tokens=16": (
+        "it needs the data set: tests/adapters/test_shipped.py finds the adapter"
+    ),
     "python run_recbole.py --model=LlamaRec --dataset=ml-100k "
     '--config_files=properties/readout.yaml --item_text_format="{movie_title}"': (
         "it takes minutes: tests/adapters/test_shipped.py finds the adapter"
@@ -226,6 +231,9 @@ ELSEWHERE = {
     ),
     "python benchmarks/adapters.py amazon-beauty-longer --data dataset": (
         "it takes an hour: tests/benchmarks/test_adapters.py, in small"
+    ),
+    "python benchmarks/adapters.py amazon-beauty-letters-longer --data dataset": (
+        "it takes hours: tests/benchmarks/test_adapters.py, in small"
     ),
     "python benchmarks/adapters.py ml-latest-small --data dataset": (
         "it takes an hour: tests/benchmarks/test_adapters.py, in small"

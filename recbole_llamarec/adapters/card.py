@@ -61,7 +61,7 @@ class AdapterCard:
 
     def json(self) -> str:
         """The card as ``card.json`` holds it."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        return json.dumps(asdict(self), indent=1) + "\n"
 
     def page(self) -> str:
         """The card for people: a Hugging Face model card in Markdown."""

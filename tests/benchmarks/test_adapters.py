@@ -54,6 +54,7 @@ def test_a_stopped_run_goes_on_and_its_adapter_is_found(settings, monkeypatch):
     assert all(torch.equal(rounded[name], own.bfloat16()) for name, own in full.items())
     card = read_card(shipped)
     assert card.samples == 16 and set(card.validation) >= {"LRURec", "readout"}
+    assert (shipped / "README.md").read_text() == card.page()  # in the order of the stages
     assert not list(Path("saved/adapters").glob("*.resume.pt"))
 
     monkeypatch.setattr("recbole_llamarec.adapters.find.SHIPPED", Path("shipped"))
@@ -64,10 +65,13 @@ def test_a_stopped_run_goes_on_and_its_adapter_is_found(settings, monkeypatch):
     assert find_adapter(run, part.dataset, settings["llm_name_or_path"]) == shipped
 
 
-def test_a_second_recipe_starts_from_the_adapter_of_the_first(settings):
-    options = [f"--data={settings['data_path']}", "--out=shipped"]
-    adapters.main(["tiny", *options])
-    adapters.main(["tiny-letters", *options])
+def test_a_second_recipe_starts_from_the_adapter_of_the_first(settings, capsys):
+    command = ["tiny-letters", f"--data={settings['data_path']}", "--out=shipped"]
+    adapters.main(command)  # trains the first one, too, which is not there
+    adapters.main(command)
+    lines = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    shipped = [line for line in lines if line.startswith("shipped/")]
+    assert shipped == ["shipped/tiny", "shipped/tiny-letters", "shipped/tiny-letters"]
 
     first, second = (read_card(Path("shipped") / name) for name in ("tiny", "tiny-letters"))
     assert (first.samples, second.samples) == (16, 32)
