@@ -415,7 +415,9 @@ def run_command(command: str, monkeypatch) -> None:
     name, options = (arguments[1], arguments[2:]) if is_module else (arguments[0], arguments[1:])
     monkeypatch.setattr(sys, "argv", [name, *options])
     if is_module:
-        loaded = f"{name}.__main__" if name == "recbole_llamarec" else name
+        # A package stays: imported anew, it would be another one than that of the other tests.
+        is_package = (ROOT / name.replace(".", "/")).is_dir()
+        loaded = f"{name}.__main__" if is_package else name
         monkeypatch.delitem(sys.modules, loaded, raising=False)
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     else:
