@@ -116,21 +116,19 @@ def fusion_summary(fusion: Any) -> dict[str, Any] | None:
 
 
 def compared_stages(stages: Sequence[str]) -> list[tuple[str, str]]:
-    """Which stage is tested against which: what the final one adds, and each scorer alone.
+    """Which stage is tested against which: what the final one adds, and each against the retriever.
 
     Args:
         stages: names, the retriever's first.
 
     Returns:
         pairs (stage, the stage it is compared with): the final one against the retriever and
-        what is fused with it, a scorer alone against the retriever.
+        what is fused with it, then what is fused and each scorer alone against the retriever.
     """
-    retriever = stages[0]
-    return [
-        (FINAL, stage) if stage.startswith(retriever) else (stage, retriever)
-        for stage in stages
-        if stage != FINAL
-    ]
+    retriever, *others = [stage for stage in stages if stage != FINAL] or [FINAL]
+    fused = [stage for stage in others if stage.startswith(f"{retriever} + ")]
+    final = [(FINAL, stage) for stage in (retriever, *fused) if stage != FINAL]
+    return [*final, *((stage, retriever) for stage in others)]
 
 
 def described(stage: str, retriever: str) -> str:

@@ -103,9 +103,10 @@ def test_a_ranker_and_a_scorer_from_outside_take_part_in_a_whole_run(registered,
     (report,) = tables
     names = [stage.name for stage in report.stages]
     assert names[:-1] == [
-        *("LRURec", "LRURec + evidence", "LRURec + evidence + next number"),
-        *("LRURec + evidence + next number + first words", "evidence", "next number"),
-        "first words",
+        *("LRURec", "LRURec + evidence", "LRURec + next number", "LRURec + first words"),
+        "LRURec + evidence + next number",
+        "LRURec + evidence + next number + first words",
+        *("evidence", "next number", "first words"),
     ]
     assert names[-1].startswith("final: LRURec") and "next number" in names[-1]
     assert report.weights["next number"] > 0

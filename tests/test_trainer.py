@@ -280,7 +280,7 @@ def fused(weights: dict[str, float], n_rows: int = 30) -> Fusion:
     steps = []
     for name, weight in weights.items():
         before = {**before, name: weight}
-        steps.append(FusionStep(name, 0.1, 0.01, before))
+        steps.append(FusionStep(name, 0.1, 0.01, before, beside_retriever=weight))
     return Fusion(weights, steps=tuple(steps), n_rows=n_rows)
 
 
@@ -342,7 +342,8 @@ def test_evidence_is_fused_with_retriever_and_language_model(
     by_name = {stage.name: stage.metrics for stage in report.stages}
     last = f"final: LRURec + evidence{f' + {method}' if weight else ''}"
     assert list(by_name) == [
-        *("LRURec", "LRURec + evidence", f"LRURec + evidence + {method}", "evidence", method, last)
+        *("LRURec", "LRURec + evidence", f"LRURec + {method}"),
+        *(f"LRURec + evidence + {method}", "evidence", method, last),
     ]
     assert list(trainer.journal.validation) == list(by_name)
     assert by_name["LRURec + evidence"] != pytest.approx(by_name["LRURec"], abs=1e-6)

@@ -38,7 +38,7 @@ class EvaluationReport:
     """The result of an evaluation.
 
     Attributes:
-        stages: the retriever; each scorer beside it, cumulated; each scorer alone; the final order.
+        stages: the retriever; each scorer beside it, then cumulated; each alone; the final order.
         weights: of each scorer in the final order.
         users: one line each row: user, target, and its rank and metrics in each stage.
         n_candidates: K.
@@ -150,13 +150,15 @@ class EvaluationReport:
     def compared(self, metric: str) -> list[str]:
         """Paired tests over users in one rank metric, a line each.
 
-        Each cumulated stage is compared with the one before it, and the final order with the
-        retriever's.
+        Each fused stage is compared with what its last scorer joins, the final one with the first.
         """
         names = [stage.name for stage in self.stages]
-        cumulated = [name for name in names if name.startswith(f"{names[0]} + ")]
-        pairs = list(zip([names[0], *cumulated], cumulated, strict=False))
-        if len(cumulated) != 1:  # else the final order is that of the one stage
+        fused = [name for name in names if name.startswith(f"{names[0]} + ")]
+        pairs = []
+        for i, name in enumerate(fused):
+            joined = [own for own in (names[0], *fused[:i]) if name.startswith(f"{own} + ")]
+            pairs.append((max(joined, key=len), name))
+        if len(fused) != 1:  # else the final order is that of the one stage
             pairs.append((names[0], names[-1]))
         lines = []
         for before, after in dict.fromkeys(pairs):

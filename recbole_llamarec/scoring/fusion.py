@@ -12,7 +12,7 @@ gets weight 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,15 @@ class FusionStep:
         gain: how much more likely the targets are with it, in nats a row.
         p_value: of the likelihood-ratio test that it adds nothing.
         weights: of all scorers up to this one, this one included; 0 where one adds nothing.
+        beside_retriever: its weight where the retriever is all that decides with it; ``None`` in
+            checkpoints of earlier versions.
     """
 
     scorer: str
     gain: float
     p_value: float
     weights: dict[str, float]
+    beside_retriever: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,13 +133,20 @@ class Fusion:
             scorers: names of the scorers whose scores there are, in the order of the fusion.
 
         Returns:
-            the retriever; each scorer beside it, cumulated (where the weights were fitted); each
-            scorer alone; the final order.
+            the retriever; each scorer beside it, then the scorers cumulated (where the weights
+            were fitted); each scorer alone; the final order.
         """
         stages, names = [Stage(retriever_name, {})], [retriever_name]
+        cumulated = []
         for step in self.steps:
             names.append(step.scorer)
-            stages.append(Stage(" + ".join(names), step.weights))
+            cumulated.append(Stage(" + ".join(names), step.weights))
+        stages += cumulated[:1]
+        for step in self.steps[1:]:
+            if step.beside_retriever is not None:
+                weights = {step.scorer: step.beside_retriever}
+                stages.append(Stage(f"{retriever_name} + {step.scorer}", weights))
+        stages += cumulated[1:]
         stages += [Stage(scorer, {scorer: 1.0}, with_retriever=False) for scorer in scorers]
         return [*stages, self.final(retriever_name)] if scorers else stages
 
@@ -153,17 +163,7 @@ class Fusion:
 
     def state(self) -> dict[str, Any]:
         """The fusion as plain values, for a checkpoint."""
-        steps = [
-            {"scorer": s.scorer, "gain": s.gain, "p_value": s.p_value, "weights": dict(s.weights)}
-            for s in self.steps
-        ]
-        weights = None if self.weights is None else dict(self.weights)
-        return {
-            "weights": weights,
-            "with_retriever": self.with_retriever,
-            "steps": steps,
-            "n_rows": self.n_rows,
-        }
+        return asdict(self)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Fusion:
@@ -187,22 +187,29 @@ def fit_fusion(
         masked: candidates that nobody can choose, bool ``[R, K]``, no target among them; none if
             left out.
     """
+    if not len(targets):
+        nothing = dict.fromkeys(opinions, 0.0)
+        return Fusion(nothing, steps=tuple(FusionStep(n, 0.0, 1.0, nothing, 0.0) for n in nothing))
+    log_retriever = log_softmax(retriever.astype(np.float64), axis=1)
     unlikely = np.where(masked, -np.inf, 0.0) if masked is not None else np.zeros(retriever.shape)
-    features = [log_softmax(retriever.astype(np.float64), axis=1)]
-    accepted: list[str] = []
-    known = _Fit.of(features, targets, unlikely) if len(targets) else None
+
+    def fitted(*scores: np.ndarray) -> _Fit:
+        """The retriever with some scorers."""
+        return _Fit.of([log_retriever, *scores], targets, unlikely)
+
+    by_retriever = known = fitted()
+    accepted: dict[str, np.ndarray] = {}
     weights: dict[str, float] = {}
     steps = []
     for name, scores in opinions.items():
         weights = {**weights, name: 0.0}
-        gain, p_value = 0.0, 1.0
-        if known is not None:
-            fit = _Fit.of([*features, scores], targets, unlikely)
-            weight, gain, p_value = fit.beside(known)
-            if weight:
-                accepted, features, known = [*accepted, name], [*features, scores], fit
-                weights |= dict(zip(accepted, fit.weights, strict=True))
-        steps.append(FusionStep(name, gain, p_value, weights))
+        fit = fitted(*accepted.values(), scores)
+        weight, gain, p_value = fit.beside(known)
+        beside_retriever = fitted(scores).beside(by_retriever)[0] if accepted else weight
+        if weight:
+            accepted, known = {**accepted, name: scores}, fit
+            weights |= dict(zip(accepted, fit.weights, strict=True))
+        steps.append(FusionStep(name, gain, p_value, weights, beside_retriever))
     return Fusion(weights, steps=tuple(steps), n_rows=len(targets))
 
 

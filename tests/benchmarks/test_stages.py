@@ -12,6 +12,8 @@ from recbole_llamarec.evaluation.table import EvaluationReport, StageResult
 from recbole_llamarec.scoring.fusion import Fusion, fit_fusion
 
 SCORERS = ("evidence", "verbalizer")
+KEPT = ["LRURec", "LRURec + evidence", "LRURec + verbalizer", "evidence", "verbalizer"]
+NAMED = [*KEPT, "final"]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +36,8 @@ def test_the_names_are_the_packages_but_for_the_final_stage(stages):
     assert stages[-1] == "final: LRURec + evidence"
     assert "LRURec + evidence + verbalizer" in stages
     names = stage_names(stages)
-    kept = ["LRURec", "LRURec + evidence", "evidence", "verbalizer"]
-    assert list(names) == [*kept, stages[-1]]
-    assert list(names.values()) == [*kept, "final"]
+    assert list(names) == [*KEPT, stages[-1]]
+    assert list(names.values()) == NAMED
 
 
 def test_one_scorer_beside_the_retriever_is_the_final_stage():
@@ -60,7 +61,7 @@ def test_a_report_is_read_in_all_its_stages(stages):
     results = [StageResult(name, {"mrr@5": 0.1 * i}) for i, name in enumerate(stages)]
     report = EvaluationReport(results, {}, users, 20, True)
     read = stages_of_report(report)
-    assert list(read["test"]) == ["LRURec", "LRURec + evidence", "evidence", "verbalizer", "final"]
+    assert list(read["test"]) == NAMED
     assert read["test"]["final"] == results[-1].metrics
     assert read["retrieved"]["evidence"] == {"mrr@5": 1.0}
     validation = {name: {"mrr@5": 0.2} for name in stages}
@@ -73,8 +74,7 @@ def test_the_users_table_has_ranks_and_metrics_of_stages_alone(stages):
     columns |= {f"{value}:{name}": [1] for name in stages for value in ("rank", "ndcg@10")}
     columns |= {"first:verbalizer": [0.0], "first_count:verbalizer": [9.0]}
     table = users_table(pd.DataFrame(columns), stages)
-    named = ["LRURec", "LRURec + evidence", "evidence", "verbalizer", "final"]
-    expected = [f"{value}:{name}" for name in named for value in ("rank", "ndcg@10")]
+    expected = [f"{value}:{name}" for name in NAMED for value in ("rank", "ndcg@10")]
     assert list(table) == ["user", *expected]
 
 
@@ -105,6 +105,7 @@ def test_the_final_stage_is_compared_with_its_parts_and_a_scorer_with_the_retrie
     assert compared_stages(stages) == [
         ("final", "LRURec"),
         ("final", "LRURec + evidence"),
+        ("LRURec + evidence", "LRURec"),
         ("likelihood", "LRURec"),
     ]
     assert compared_stages(["final"]) == []

@@ -64,8 +64,8 @@ def records() -> PassRecords:
 
 
 STEPS = (
-    FusionStep("evidence", 0.2, 0.001, {"evidence": 1.0}),
-    FusionStep("letters", 0.1, 0.01, {"evidence": 0.5, "letters": 1.0}),
+    FusionStep("evidence", 0.2, 0.001, {"evidence": 1.0}, 1.0),
+    FusionStep("letters", 0.1, 0.01, {"evidence": 0.5, "letters": 1.0}, 2.0),
 )
 FITTED = Fusion({"evidence": 0.5, "letters": 1.0}, steps=STEPS, n_rows=5)
 
@@ -87,16 +87,16 @@ def report_of(
     return evaluation_report(model, records, DATASET, CONFIG, metrics, final)
 
 
-def test_the_tables_rows_are_the_retriever_the_cumulated_each_alone_and_the_final_order(records):
+def test_the_tables_rows_are_the_retriever_the_fused_each_alone_and_the_final_order(records):
     report = report_of(records, FITTED)
     names = [
-        *("SASRec", "SASRec + evidence", "SASRec + evidence + letters", "evidence", "letters"),
-        "final: SASRec + evidence + letters",
+        *("SASRec", "SASRec + evidence", "SASRec + letters", "SASRec + evidence + letters"),
+        *("evidence", "letters", "final: SASRec + evidence + letters"),
     ]
     assert [stage.name for stage in report.stages] == names
     first, second = report.table().split("\n\n")
     for text in (first, second):
-        assert [line.split("|")[1].strip() for line in text.splitlines()[2:8]] == names
+        assert [line.split("|")[1].strip() for line in text.splitlines()[2:9]] == names
     assert report.retriever.name == "SASRec" and report.final is report.stages[-1]
 
 
@@ -201,10 +201,11 @@ def test_a_report_has_histories_beside_the_users(records):
     assert {"rank:final: SASRec + evidence + letters", "first:letters"} <= set(users)
 
 
-def test_stages_are_compared_with_the_one_before_and_the_final_order_with_the_retriever(records):
+def test_a_fused_stage_is_compared_with_what_it_joins_and_the_final_one_with_the_retriever(records):
     lines = report_of(records, FITTED).compared("recall@2")
     assert [line.split(": recall@2")[0] for line in lines] == [
         "SASRec + evidence against SASRec",
+        "SASRec + letters against SASRec",
         "SASRec + evidence + letters against SASRec + evidence",
         "final: SASRec + evidence + letters against SASRec",
     ]

@@ -124,8 +124,8 @@ def test_each_scorer_of_a_fitted_fusion_has_its_stage_and_its_figure(tiny_run):
     page, text = file.read_text(), text_of(file.read_text())
     record = read_record(file.with_suffix(".report.json"))
     names = [stage.name for stage in record.stages]
-    cumulated = ["LRURec", "LRURec + evidence", "LRURec + evidence + verbalizer"]
-    assert names[:-1] == [*cumulated, "evidence", "verbalizer"]
+    fused = ["LRURec + evidence", "LRURec + verbalizer", "LRURec + evidence + verbalizer"]
+    assert names[:-1] == ["LRURec", *fused, "evidence", "verbalizer"]
     assert names[-1].startswith("final: LRURec")
     assert all(text.count(f'<th scope="row">{name}</th>') == 3 for name in names)
     assert "On validation" in text and "Fusion: evidence has weight" in text

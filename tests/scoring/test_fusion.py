@@ -89,6 +89,7 @@ def test_nothing_to_fit_on_gives_weight_0():
     fusion = fit_fusion(nothing, {"a": nothing, "b": nothing}, np.empty(0, dtype=np.int64))
     assert fusion.weights == {"a": 0.0, "b": 0.0} and fusion.n_rows == 0
     assert [step.p_value for step in fusion.steps] == [1.0, 1.0]
+    assert [step.beside_retriever for step in fusion.steps] == [0.0, 0.0]
 
 
 def test_two_scorers_both_get_the_weights_that_made_the_choices():
@@ -109,6 +110,27 @@ def test_a_scorer_has_no_credit_for_what_those_before_it_say():
     fusion = fit_fusion(retriever, {"evidence": evidence, "ranker": ranker}, targets)
     assert fusion.weights == {"evidence": pytest.approx(1.0, rel=0.15), "ranker": 0}
     assert fusion.steps[0].weights["evidence"] == fusion.weights["evidence"]
+
+
+def test_each_scorer_has_its_weight_beside_the_retriever_alone():
+    """Equal to that of a fusion without the others."""
+    retriever, opinions, targets = choices_of_three((1.0, 0.6, 0.3))
+    opinions["ranker"] = opinions["ranker"] + opinions["evidence"]
+    steps = fit_fusion(retriever, opinions, targets).steps
+    for step in steps:
+        alone = fit_fusion(retriever, {step.scorer: opinions[step.scorer]}, targets)
+        assert alone.weights == {step.scorer: step.beside_retriever}
+    assert steps[1].beside_retriever > steps[1].weights["ranker"] + 0.1
+
+
+def test_a_fusion_from_before_has_no_stage_of_a_weight_that_was_not_fitted():
+    state = fit_fusion(*choices_of_three((1.0, 0.6, 0.3))).state()
+    assert Fusion.from_state(state).state() == state
+    for step in state["steps"]:
+        del step["beside_retriever"]
+    names = [stage.name for stage in Fusion.from_state(state).stages("LRURec", ["evidence"])]
+    fused = ["LRURec + evidence", "LRURec + evidence + ranker"]
+    assert names[:-1] == ["LRURec", *fused, "evidence"]
 
 
 def test_a_scorer_without_worth_leaves_the_others_as_they_are_without_it():
@@ -164,9 +186,9 @@ def test_the_key_rerank_fusion_says_what_decides(setting, scorers, final, weight
 FITTED = Fusion(
     {"evidence": 0.4, "toy": 0.0, "letters": 0.7},
     steps=(
-        FusionStep("evidence", 0.2, 0.001, {"evidence": 0.5}),
-        FusionStep("toy", 0.0, 0.6, {"evidence": 0.5, "toy": 0.0}),
-        FusionStep("letters", 0.1, 0.01, {"evidence": 0.4, "toy": 0.0, "letters": 0.7}),
+        FusionStep("evidence", 0.2, 0.001, {"evidence": 0.5}, 0.5),
+        FusionStep("toy", 0.0, 0.6, {"evidence": 0.5, "toy": 0.0}, 0.2),
+        FusionStep("letters", 0.1, 0.01, {"evidence": 0.4, "toy": 0.0, "letters": 0.7}, 0.9),
     ),
     n_rows=30,
 )
@@ -187,14 +209,14 @@ FITTED = Fusion(
             FITTED,
             ["evidence", "toy", "letters"],
             [
-                *("LRURec", "LRURec + evidence", "LRURec + evidence + toy"),
-                "LRURec + evidence + toy + letters",
+                *("LRURec", "LRURec + evidence", "LRURec + toy", "LRURec + letters"),
+                *("LRURec + evidence + toy", "LRURec + evidence + toy + letters"),
                 *("evidence", "toy", "letters", "final: LRURec + evidence + letters"),
             ],
         ),
     ],
 )
-def test_the_stages_are_the_retriever_the_cumulated_ones_each_alone_and_the_final_order(
+def test_the_stages_are_the_retriever_each_beside_it_the_cumulated_each_alone_and_the_final_order(
     fusion, scorers, names
 ):
     assert [stage.name for stage in fusion.stages("LRURec", scorers)] == names
@@ -203,6 +225,7 @@ def test_the_stages_are_the_retriever_the_cumulated_ones_each_alone_and_the_fina
 def test_a_cumulated_stage_has_the_weights_of_its_step():
     stages = {s.name: s for s in FITTED.stages("LRURec", list(FITTED.weights or {}))}
     assert stages["LRURec + evidence"].weights == {"evidence": 0.5}
+    assert stages["LRURec + letters"].weights == {"letters": 0.9}
     assert stages["LRURec + evidence + toy + letters"].weights == FITTED.weights
     assert stages["toy"].weights == {"toy": 1.0} and not stages["toy"].with_retriever
     assert stages["LRURec"].weights == {}
