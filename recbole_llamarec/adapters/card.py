@@ -41,6 +41,8 @@ class AdapterCard:
         curve: validation metric by optimizer step.
         validation: metrics of each stage on validation rows, by the stage's name.
         version: of this package.
+        started_from: digests of other data sets' training parts, by data set, that it was tuned on
+            before; cards of earlier versions have none.
     """
 
     dataset: str
@@ -54,6 +56,12 @@ class AdapterCard:
     curve: dict[str, float] = field(default_factory=dict)
     validation: dict[str, dict[str, float]] = field(default_factory=dict)
     version: str = __version__
+    started_from: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def training_parts(self) -> dict[str, str]:
+        """Digests of all training parts that it has seen, by data set."""
+        return {**self.started_from, self.dataset: self.training_part}
 
     def files(self) -> dict[str, str]:
         """What lies beside the adapter's weights: texts by file name."""
@@ -66,9 +74,14 @@ class AdapterCard:
     def page(self) -> str:
         """The card for people: a Hugging Face model card in Markdown."""
         curve = "; ".join(f"{step}: {score:.4f}" for step, score in self.curve.items())
+        before = "".join(
+            f"\n- before it: the training part of {name}, digest `{digest}`"
+            for name, digest in self.started_from.items()
+        )
         rows = [{"stage": stage, **metrics} for stage, metrics in self.validation.items()]
         table = tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4f")
-        return _PAGE.format(**vars(self), scores=curve or "none", table=table or "none")
+        shown = {"before": before, "scores": curve or "none", "table": table or "none"}
+        return _PAGE.format(**vars(self), **shown)
 
 
 _PAGE = """---
@@ -82,7 +95,7 @@ tags: [recommendation, llamarec, lora]
 A LoRA adapter with which {language_model} ranks a retriever's candidates (LlamaRec, arXiv
 2311.02089).
 
-- data: the training part of {dataset}, digest `{training_part}`
+- data: the training part of {dataset}, digest `{training_part}`{before}
 - tuned on {samples} samples, seed {seed}, in {hours} hours
 - command: `{command}`
 - recbole-llamarec {version}; licence: MIT
@@ -104,7 +117,7 @@ def read_card(directory: Path) -> AdapterCard | None:
     if not file.is_file():
         return None
     try:
-        written = json.loads(file.read_text(encoding="utf-8"))
+        written = {"started_from": {}, **json.loads(file.read_text(encoding="utf-8"))}
         return AdapterCard(**{own.name: written[own.name] for own in fields(AdapterCard)})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(

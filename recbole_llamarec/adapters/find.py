@@ -75,15 +75,16 @@ def check_adapter(directory: Path, dataset: Any) -> None:
         dataset: the training part, a RecBole data set.
 
     Raises:
-        ValueError: its card names the run's data set with another training part.
+        ValueError: its card names the run's data set with another training part, be it of an
+            adapter that it has started from.
     """
     card = read_card(directory)
-    if card is None or card.dataset != (name := dataset.dataset_name):
+    if card is None or (name := dataset.dataset_name) not in card.training_parts:
         return
-    if card.training_part != (part := training_part_digest(dataset)):
+    if (seen := card.training_parts[name]) != (part := training_part_digest(dataset)):
         raise ValueError(
             f"lora_adapter: {str(directory)!r} was trained on another training part of {name} "
-            f"(digest {card.training_part}, this run's {part}), so that it may hold this run's "
+            f"(digest {seen}, this run's {part}), so that it may hold this run's "
             "validation or test targets. Prepare and split the data as its card says, or set "
             "lora_adapter to ~."
         )

@@ -32,6 +32,8 @@ def card_of_run(scorer: Any, journal: Any, config: Any) -> AdapterCard:
     start = None
     if settings.lora_adapter not in (None, AUTO):
         start = read_card(Path(settings.lora_adapter))
+    seen = dict(start.training_parts) if start else {}
+    seen.pop(dataset.dataset_name, None)
     return AdapterCard(
         dataset=dataset.dataset_name,
         training_part=training_part_digest(dataset),
@@ -43,6 +45,7 @@ def card_of_run(scorer: Any, journal: Any, config: Any) -> AdapterCard:
         command=" ".join(["python", *map(_without_folder, sys.argv)]),
         curve={str(step): score for step, score in journal.ranker.scores.items()},
         validation=journal.validation,
+        started_from=seen,
     )
 
 

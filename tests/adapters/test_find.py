@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -189,6 +190,43 @@ def test_an_adapter_of_another_training_part_of_the_same_data_is_refused(trained
         check_adapter(kept, train.dataset)
     train.dataset.dataset_name = "other-data"  # of which the adapter holds no target
     check_adapter(kept, train.dataset)
+
+
+def of_other_data(folder: Path, **changes) -> AdapterCard:
+    """Say in an adapter's card that it is of another data set."""
+    card = replace(read_card(folder), dataset="other-data", **changes)
+    (folder / "card.json").write_text(card.json())
+    (folder / "SHA256SUMS").unlink()
+    return card
+
+
+def test_what_an_adapter_has_started_from_is_refused_likewise(trained, kept):
+    """Tuned on other data since, it may still hold targets of this run."""
+    _, train, *_ = prepared(trained.settings)
+    same = training_part_digest(train.dataset)
+    of_other_data(kept, started_from={"third-data": "0", "tiny": same})
+    check_adapter(kept, train.dataset)
+    _, train, *_ = prepared(trained.settings, user_inter_num_interval="[8,inf)")
+    with pytest.raises(ValueError, match=f"another training part of tiny .digest {same}"):
+        check_adapter(kept, train.dataset)
+
+
+def test_a_card_names_the_data_sets_of_the_adapters_that_it_started_from(trained, kept, workdir):
+    start = of_other_data(kept, started_from={"third-data": "0"})
+    assert "- before it: the training part of third-data, digest `0`" in start.page()
+    run = run_of(trained.settings, checkpoint_dir=str(workdir / "saved"), lora_adapter=str(kept))
+    run.trainer.fit(run.train, run.valid)
+    card = read_card(Path(run.trainer.saved_model_file).with_suffix(".adapter"))
+    assert card.dataset == "tiny" and card.samples == 2 * start.samples
+    assert card.started_from == {"third-data": "0", "other-data": start.training_part}
+    assert set(card.training_parts) == {"third-data", "other-data", "tiny"}
+
+
+def test_a_card_of_before_has_started_from_nothing_that_it_knows(kept):
+    written = json.loads((kept / "card.json").read_text())
+    del written["started_from"]
+    (kept / "card.json").write_text(json.dumps(written))
+    assert read_card(kept).started_from == {}
 
 
 def test_an_adapter_named_from_the_home_folder_is_checked_too(trained, kept, tmp_path, monkeypatch):
