@@ -119,16 +119,15 @@ def compared_stages(stages: Sequence[str]) -> list[tuple[str, str]]:
     """Which stage is tested against which: what the final one adds, and each against the retriever.
 
     Args:
-        stages: names, the retriever's first.
+        stages: names, the retriever's first and the final one last.
 
     Returns:
         pairs (stage, the stage it is compared with): the final one against the retriever and
         what is fused with it, then what is fused and each scorer alone against the retriever.
     """
-    retriever, *others = [stage for stage in stages if stage != FINAL] or [FINAL]
-    fused = [stage for stage in others if stage.startswith(f"{retriever} + ")]
-    final = [(FINAL, stage) for stage in (retriever, *fused) if stage != FINAL]
-    return [*final, *((stage, retriever) for stage in others)]
+    *parts, _ = stages
+    final = [(FINAL, stage) for stage in parts if stage.startswith(parts[0])]
+    return [*final, *((stage, parts[0]) for stage in parts[1:])]
 
 
 def described(stage: str, retriever: str) -> str:
