@@ -247,6 +247,9 @@ ELSEWHERE = {
     "python benchmarks/adapters.py ml-100k": (
         "it takes two hours: tests/benchmarks/test_adapters.py, in small"
     ),
+    "python benchmarks/learning.py --out benchmarks/results/learning": (
+        "it replaces a page of the checkout: tests/benchmarks/test_learning.py, on other cards"
+    ),
     "python benchmarks/matched.py --checkpoint saved/LlamaRec-….pth": (
         "it takes minutes: tests/benchmarks/test_matched.py, in small"
     ),

@@ -38,6 +38,9 @@ class AdapterCard:
         seed: of samples, of the first weights, and of dropout.
         hours: wall time of tuning.
         command: that has trained it.
+        losses: mean loss of tuning in nats, over the samples since the entry before, by the samples
+            that it has seen by then, without those of the adapter it started from; cards of earlier
+            versions have none.
         curve: validation metric by optimizer step.
         validation: metrics of each stage on validation rows, by the stage's name.
         version: of this package.
@@ -57,6 +60,7 @@ class AdapterCard:
     validation: dict[str, dict[str, float]] = field(default_factory=dict)
     version: str = __version__
     started_from: dict[str, str] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
 
     @property
     def training_parts(self) -> dict[str, str]:
@@ -73,15 +77,18 @@ class AdapterCard:
 
     def page(self) -> str:
         """The card for people: a Hugging Face model card in Markdown."""
-        curve = "; ".join(f"{step}: {score:.4f}" for step, score in self.curve.items())
+        losses, curve = (
+            "; ".join(f"{at}: {value:.4f}" for at, value in points.items()) or "none"
+            for points in (self.losses, self.curve)
+        )
         before = "".join(
             f"\n- before it: the training part of {name}, digest `{digest}`"
             for name, digest in self.started_from.items()
         )
         rows = [{"stage": stage, **metrics} for stage, metrics in self.validation.items()]
         table = tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4f")
-        shown = {"before": before, "scores": curve or "none", "table": table or "none"}
-        return _PAGE.format(**vars(self), **shown)
+        shown = {"before": before, "losses": losses, "curve": curve, "table": table or "none"}
+        return _PAGE.format(**{**vars(self), **shown})
 
 
 _PAGE = """---
@@ -99,7 +106,8 @@ A LoRA adapter with which {language_model} ranks a retriever's candidates (Llama
 - tuned on {samples} samples, seed {seed}, in {hours} hours
 - command: `{command}`
 - recbole-llamarec {version}; licence: MIT
-- validation metric by optimizer step: {scores}
+- loss of tuning by samples, each the mean since the one before: {losses}
+- validation metric by optimizer step: {curve}
 
 Metrics on validation rows; a row whose target the retriever has not proposed counts as 0:
 
@@ -117,7 +125,7 @@ def read_card(directory: Path) -> AdapterCard | None:
     if not file.is_file():
         return None
     try:
-        written = {"started_from": {}, **json.loads(file.read_text(encoding="utf-8"))}
+        written = {"started_from": {}, "losses": {}, **json.loads(file.read_text(encoding="utf-8"))}
         return AdapterCard(**{own.name: written[own.name] for own in fields(AdapterCard)})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(

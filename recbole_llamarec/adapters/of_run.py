@@ -46,6 +46,7 @@ def card_of_run(scorer: Any, journal: Any, config: Any) -> AdapterCard:
         curve={str(step): score for step, score in journal.ranker.scores.items()},
         validation=journal.validation,
         started_from=seen,
+        losses=_by_samples(journal),
     )
 
 
@@ -53,6 +54,13 @@ def save_with_card(scorer: Any, journal: Any, config: Any, directory: Path) -> N
     """Save a run's adapter as a PEFT directory with its card; arguments as :func:`card_of_run`."""
     card = card_of_run(scorer, journal, config)
     save_adapter(scorer.ranker.model, directory, card.files())
+
+
+def _by_samples(journal: Any) -> dict[str, float]:
+    """Mean losses of equal parts of tuning, by the samples seen at the end of each."""
+    a_step = journal.tuning_samples / max(journal.ranker.losses, default=1)
+    means = journal.ranker.mean_losses()
+    return {str(round(step * a_step)): round(loss, 4) for step, loss in means.items()}
 
 
 def _without_folder(argument: str) -> str:

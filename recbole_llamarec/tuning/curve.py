@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,16 @@ class TrainingCurve:
             return None
         choose = max if bigger else min
         return choose(reversed(self.scores.items()), key=lambda item: item[1])
+
+    def mean_losses(self, parts: int = 12) -> dict[int, float]:
+        """Mean losses of consecutive parts of the steps, by the last step of each.
+
+        Args:
+            parts: at most so many, as equal as can be.
+        """
+        steps = sorted(self.losses)
+        split = np.array_split(steps, min(parts, len(steps))) if steps else []
+        return {int(part[-1]): fmean(self.losses[int(step)] for step in part) for part in split}
 
     def state(self) -> dict[str, Any]:
         """The curve as plain values, for a file."""

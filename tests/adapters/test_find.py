@@ -68,6 +68,8 @@ def test_a_run_saves_a_card_that_says_what_it_did(trained):
     assert card.prompts["prompt_max_history"] == 5 and card.curve
     page = (folder / "README.md").read_text()
     assert card.training_part in page and "license: mit" in page and card.command in page
+    (at, loss), *_ = card.losses.items()
+    assert f"{at}: {loss:.4f}" in page and list(card.losses)[-1] == "16"
 
 
 def test_a_card_counts_the_samples_that_were_drawn(tiny_run):
@@ -76,6 +78,7 @@ def test_a_card_counts_the_samples_that_were_drawn(tiny_run):
     run.trainer.fit(run.train, run.valid)
     card = read_card(Path(run.trainer.saved_model_file).with_suffix(".adapter"))
     assert card.samples == 20
+    assert list(card.losses) == ["5", "10", "15", "20"]  # four steps
 
 
 def test_the_adapter_of_the_same_training_part_model_and_prompts_is_found(trained, kept):
@@ -224,9 +227,9 @@ def test_a_card_names_the_data_sets_of_the_adapters_that_it_started_from(trained
 
 def test_a_card_of_before_has_started_from_nothing_that_it_knows(kept):
     written = json.loads((kept / "card.json").read_text())
-    del written["started_from"]
+    del written["started_from"], written["losses"]
     (kept / "card.json").write_text(json.dumps(written))
-    assert read_card(kept).started_from == {}
+    assert read_card(kept).started_from == {} and read_card(kept).losses == {}
 
 
 def test_an_adapter_named_from_the_home_folder_is_checked_too(trained, kept, tmp_path, monkeypatch):
