@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = evaluated[options.part == "test"].dataset.inter_feat
     generator = np.random.default_rng(config["seed"])
     chosen = generator.permutation(len(rows))[: options.rows]
-    scores = scores_by_name(model.eval(), rows[np.sort(chosen)], options.candidates, generator)
+    rows = rows[np.sort(chosen)]
+    pools = matched_pools(model, rows, options.candidates, generator)
+    scores = scores_by_name(model.eval(), rows, pools, generator)
     print(f"{config['dataset']}, {len(chosen)} rows of {options.part}\n")
     print(table(scores, options.candidates))
 
@@ -79,38 +81,58 @@ def matched_pool(
     return np.append(target, generator.choice(nearest, n_candidates - 1, replace=False))
 
 
-@torch.no_grad()
-def scores_by_name(model, rows, n_candidates: int, generator) -> dict[str, Tensor]:
-    """What each scorer says of matched candidates.
+def matched_pools(model, rows, n_candidates: int, generator) -> np.ndarray:
+    """Each row's target among items that are as popular, which its user has not seen.
 
     Args:
         model: a trained ``LlamaRec``.
         rows: RecBole's ``Interaction``, R histories with their targets.
         n_candidates: K.
-        generator: of the candidates and of their order in the prompts.
+        generator: of the candidates.
 
     Returns:
-        scores ``[R, K]``, the target's in column 0, of the language model, the retriever and
-        popularity.
+        item ids ``[R, K]``, the target's first.
     """
-    scorer = language_model_of(model.scorers.values())
-    if scorer is None:
-        raise ValueError("--checkpoint: the run has no language model (ranking_method: none).")
-    lengths, users = rows[model.ITEM_SEQ_LEN].tolist(), rows[model.USER_ID]
-    sequences = zip(rows[model.ITEM_SEQ].numpy(), lengths, strict=True)
-    histories = [sequence[:length] for sequence, length in sequences]
-    pools = np.stack(
+    targets, users = rows[model.ITEM_ID].tolist(), rows[model.USER_ID].tolist()
+    return np.stack(
         [
             matched_pool(
                 *(target, np.union1d(history, model.seen.of(user)), model.item_counts),
                 *(n_candidates, generator),
             )
-            for target, history, user in zip(
-                rows[model.ITEM_ID].tolist(), histories, users.tolist(), strict=True
-            )
+            for target, history, user in zip(targets, histories_of(model, rows), users, strict=True)
         ]
-    )  # [R, K]
-    shuffled = generator.permuted(np.tile(np.arange(n_candidates), (len(pools), 1)), axis=1)
+    )
+
+
+def histories_of(model, rows) -> list[np.ndarray]:
+    """Item ids of each history, the oldest first."""
+    lengths = rows[model.ITEM_SEQ_LEN].tolist()
+    return [
+        sequence[:length]
+        for sequence, length in zip(rows[model.ITEM_SEQ].numpy(), lengths, strict=True)
+    ]
+
+
+@torch.no_grad()
+def scores_by_name(model, rows, pools: np.ndarray, generator) -> dict[str, Tensor]:
+    """What each scorer says of some candidates.
+
+    Args:
+        model: a trained ``LlamaRec``.
+        rows: RecBole's ``Interaction``, R histories.
+        pools: candidates of each, item ids ``[R, K]``.
+        generator: of their order in the prompts.
+
+    Returns:
+        scores ``[R, K]`` in the order of the pools, of the language model, the retriever and
+        popularity.
+    """
+    scorer = language_model_of(model.scorers.values())
+    if scorer is None:
+        raise ValueError("--checkpoint: the run has no language model (ranking_method: none).")
+    histories, users = histories_of(model, rows), rows[model.USER_ID]
+    shuffled = generator.permuted(np.tile(np.arange(pools.shape[1]), (len(pools), 1)), axis=1)
     shown = torch.from_numpy(np.take_along_axis(pools, shuffled, axis=1))  # [R, K]
     back = torch.from_numpy(np.argsort(shuffled, axis=1))
     by_model, by_retriever = [], []

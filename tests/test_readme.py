@@ -250,6 +250,9 @@ ELSEWHERE = {
     "python benchmarks/learning.py --out benchmarks/results/learning": (
         "it replaces a page of the checkout: tests/benchmarks/test_learning.py, on other cards"
     ),
+    "python benchmarks/taught.py --checkpoint saved/LlamaRec-….pth --rows 200": (
+        "it takes minutes: tests/benchmarks/test_taught.py, in small"
+    ),
     "python benchmarks/matched.py --checkpoint saved/LlamaRec-….pth": (
         "it takes minutes: tests/benchmarks/test_matched.py, in small"
     ),

@@ -59,8 +59,11 @@ def test_every_scorer_sees_the_same_candidates_and_the_target_at_any_place(train
             return items.float()
 
     monkeypatch.setattr(matched, "language_model_of", lambda _: Echo())
-    scores = matched.scores_by_name(model.eval(), rows, 6, np.random.default_rng(0))
+    generator = np.random.default_rng(0)
+    drawn = matched.matched_pools(model, rows, 6, generator)
+    scores = matched.scores_by_name(model.eval(), rows, drawn, generator)
     pools = scores["echo"].long()  # [R, K]
+    assert np.array_equal(pools, drawn)
     targets = rows[model.ITEM_ID]
     assert torch.equal(pools[:, 0], targets)
     assert torch.equal(scores["popularity"], torch.from_numpy(model.item_counts)[pools])
