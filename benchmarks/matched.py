@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 from recbole_llamarec.integration.checkpoints import load_data_and_model
 from recbole_llamarec.retrieval.candidates import catalogue_scores
 from recbole_llamarec.scoring.language_model import language_model_of
-from recbole_llamarec.scoring.scorer import Rows
 
 N_NEAREST = 5  # times as many items as negatives, of which these are drawn
 BATCH = 32  # rows
+POPULARITY = "popularity"  # name of its scores
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,25 +93,17 @@ def matched_pools(model, rows, n_candidates: int, generator) -> np.ndarray:
     Returns:
         item ids ``[R, K]``, the target's first.
     """
-    targets, users = rows[model.ITEM_ID].tolist(), rows[model.USER_ID].tolist()
+    known = model.rows_of(rows, torch.arange(len(rows)))
+    of_rows = zip(rows[model.ITEM_ID].tolist(), known.histories, known.users.tolist(), strict=True)
     return np.stack(
         [
             matched_pool(
                 *(target, np.union1d(history, model.seen.of(user)), model.item_counts),
                 *(n_candidates, generator),
             )
-            for target, history, user in zip(targets, histories_of(model, rows), users, strict=True)
+            for target, history, user in of_rows
         ]
     )
-
-
-def histories_of(model, rows) -> list[np.ndarray]:
-    """Item ids of each history, the oldest first."""
-    lengths = rows[model.ITEM_SEQ_LEN].tolist()
-    return [
-        sequence[:length]
-        for sequence, length in zip(rows[model.ITEM_SEQ].numpy(), lengths, strict=True)
-    ]
 
 
 @torch.no_grad()
@@ -131,21 +123,18 @@ def scores_by_name(model, rows, pools: np.ndarray, generator) -> dict[str, Tenso
     scorer = language_model_of(model.scorers.values())
     if scorer is None:
         raise ValueError("--checkpoint: the run has no language model (ranking_method: none).")
-    histories, users = histories_of(model, rows), rows[model.USER_ID]
     shuffled = generator.permuted(np.tile(np.arange(pools.shape[1]), (len(pools), 1)), axis=1)
     shown = torch.from_numpy(np.take_along_axis(pools, shuffled, axis=1))  # [R, K]
     back = torch.from_numpy(np.argsort(shuffled, axis=1))
     by_model, by_retriever = [], []
-    for start in tqdm(range(0, len(pools), BATCH), unit="batch", ncols=100):
-        of_batch = slice(start, start + BATCH)
-        own = Rows([history.tolist() for history in histories[of_batch]], users[of_batch])
-        by_model.append(scorer.scores(own, shown[of_batch]))
+    for of_batch in tqdm(torch.arange(len(pools)).split(BATCH), unit="batch", ncols=100):
+        by_model.append(scorer.scores(model.rows_of(rows, of_batch), shown[of_batch]))
         predicted = catalogue_scores(model.retriever.full_sort_predict, rows[of_batch])
         by_retriever.append(predicted.cpu().gather(1, shown[of_batch]))
     return {
         scorer.name: torch.cat(by_model).gather(1, back),
         type(model.retriever).__name__: torch.cat(by_retriever).gather(1, back),
-        "popularity": torch.from_numpy(model.item_counts[pools]),
+        POPULARITY: torch.from_numpy(model.item_counts[pools]),
     }
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matched import scores_by_name
+from matched import BATCH, POPULARITY, scores_by_name
 from scipy.optimize import minimize
+from scipy.special import log_softmax
 from tables import markdown_table
 from torch import Tensor
 
@@ -28,9 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from recbole_llamarec.integration.checkpoints import load_data_and_model
 from recbole_llamarec.tuning.samples import TuningSamples
-
-POPULARITY = "popularity"
-A_DRAW = 100  # rows, since drawing asks the retriever
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def drawn(samples: TuningSamples, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Candidates and their shares as behind the binding's steps, both ``[R, K]``."""
     step = samples.settings.train_binding_steps + 1
-    parts = [samples.draw(part, step) for part in np.array_split(rows, max(1, len(rows) // A_DRAW))]
+    starts = range(0, len(rows), BATCH)  # drawing asks the retriever
+    parts = [samples.draw(rows[start : start + BATCH], step) for start in starts]
     pools = np.concatenate([np.array(part.pools) for part in parts])
     return pools, np.concatenate([part.targets for part in parts])
 
@@ -72,8 +71,7 @@ def fitted_nats(scores: Sequence[Tensor], targets: Tensor) -> float:
 
     def nats(weights: np.ndarray) -> float:
         logits = np.tensordot(weights, columns, axes=1)  # [R, K]
-        logits -= logits.max(1, keepdims=True)
-        return float((np.log(np.exp(logits).sum(1)) - (shares * logits).sum(1)).mean())
+        return -float((shares * log_softmax(logits, axis=1)).sum(1).mean())
 
     return float(minimize(nats, np.zeros(len(scores)), method="BFGS").fun)
 
